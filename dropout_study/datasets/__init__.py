@@ -1,0 +1,81 @@
+"""The data sets that the study knows, and what is fixed about each."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What is known of a data set before it is there: sizes, and the names of its classes in label order.
+
+    Class names reach charts and pages unescaped, so they are letters, digits, space and `_.-` only.
+    """
+
+    image_size: int
+    train_images: int
+    test_images: int
+    classes: tuple[str, ...]
+
+
+class Arrays(NamedTuple):
+    """A data set as it is saved: uint8 images [N, H, W, 3] and uint8 labels [N], for training and test."""
+
+    train_images: np.ndarray
+    train_labels: np.ndarray
+    test_images: np.ndarray
+    test_labels: np.ndarray
+
+
+DATASETS = {
+    "digits": Dataset(
+        image_size=16,
+        train_images=1_297,
+        test_images=500,
+        classes=tuple("0123456789"),
+    ),
+    "cifar10": Dataset(
+        image_size=32,
+        train_images=50_000,
+        test_images=10_000,
+        classes=(
+            "airplane",
+            "automobile",
+            "bird",
+            "cat",
+            "deer",
+            "dog",
+            "frog",
+            "horse",
+            "ship",
+            "truck",
+        ),
+    ),
+}
+
+
+def describe(name: str, arrays: Arrays) -> dict[str, object]:
+    """Return what the article prints of a data set: examples, channels, image size; and counts per class."""
+    dataset = DATASETS[name]
+    height, width, channels = arrays.train_images.shape[1:]
+    parts = {"train": arrays.train_labels, "test": arrays.test_labels}
+    return {
+        "dataset": name,
+        "image_size": [height, width],
+        "channels": channels,
+        "classes": len(dataset.classes),
+        **{
+            part: {
+                "images": len(labels),
+                "per_class": dict(
+                    zip(
+                        dataset.classes,
+                        np.bincount(labels, minlength=len(dataset.classes)).tolist(),
+                        strict=True,
+                    )
+                ),
+            }
+            for part, labels in parts.items()
+        },
+    }

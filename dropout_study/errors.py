@@ -1,0 +1,39 @@
+"""Errors that are meant to be read by the person who runs the study."""
+
+import argparse
+import sys
+from collections.abc import Callable
+
+
+class StudyError(Exception):
+    """Something the user can mend; its message names the culprit, what is allowed and the way out."""
+
+
+def run_stage(main: Callable[..., None], description: str, *arguments: str) -> None:
+    """Run a stage's `main` as a command: `--help`, optional positional `arguments`, readable errors.
+
+    A `StudyError` becomes one message on standard error and exit status 1, without a traceback.
+    Ctrl-C exits with 130, as shells expect.
+    """
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {_module_name()}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    for argument in arguments:
+        name, _, text = argument.partition(": ")
+        parser.add_argument(name, nargs="?", help=text)
+    options = parser.parse_args()
+    try:
+        main(**vars(options))
+    except StudyError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def _module_name() -> str:
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return spec.name if spec else "stages"

@@ -1,0 +1,151 @@
+"""Where the study's files lie, and how one is written: whole or not at all.
+
+All paths are relative to the project's top level, from where DVC runs the stages.
+"""
+
+import csv
+import io
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+SETTINGS = Path("params.yaml")
+DOWNLOADS = Path("data/downloads")
+RAW = Path("data/raw")
+NORMALIZED = Path("data/normalized")
+STATISTICS = NORMALIZED / "statistics.json"
+PREDICTIONS = Path("data/predictions")
+VARIANTS = Path("models/variants")
+BEST_MODEL = Path("models/best.keras")
+DATASET = Path("metrics/dataset.json")
+NORMALIZATION = Path("metrics/normalization.json")
+HISTORY = Path("metrics/history")
+TIMING = Path("metrics/timing")
+STUDY = Path("metrics/study.csv")
+EVALUATION = Path("metrics/evaluation.json")
+CONFUSION = Path("metrics/confusion.csv")
+PLOTS = Path("metrics/plots")
+CLASSES = RAW / "classes.json"
+
+
+def images_file(directory: Path, part: str) -> Path:
+    """Return the file of the images of `part` ("train", "validation" or "test") in `directory`."""
+    return directory / f"{part}_images.npy"
+
+
+def labels_file(directory: Path, part: str) -> Path:
+    """Return the file of the labels of `part` ("train", "validation" or "test") in `directory`."""
+    return directory / f"{part}_labels.npy"
+
+
+def weights_file(key: str) -> Path:
+    """Return the file of the trained weights of the variant `key`."""
+    return VARIANTS / f"{key}.weights.h5"
+
+
+def history_file(key: str) -> Path:
+    """Return the file of the history of the variant `key`, a row an epoch."""
+    return HISTORY / f"{key}.csv"
+
+
+def timing_file(key: str) -> Path:
+    """Return the file that says how long the variant `key` took, and where."""
+    return TIMING / f"{key}.json"
+
+
+def predictions_file(key: str) -> Path:
+    """Return the file of the class probabilities of the variant `key` on the test images."""
+    return PREDICTIONS / f"{key}.npy"
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; when the block ends well, it becomes `path` in one step.
+
+    The temporary file keeps the suffix of `path` (Keras looks at it), is flushed to the disk before it is
+    renamed, and is removed if the block fails. Directories above `path` are made.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        sync_directory(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sync_directory(directory: Path) -> None:
+    """Flush the names in `directory` to the disk, so that a rename there outlives a power cut."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write `content` to `path`, whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON, keys in the order given; NaN and infinity are refused."""
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    write_bytes(path, f"{text}\n".encode())
+
+
+def read_json(path: Path) -> Any:
+    """Return the value in the JSON file `path`."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Write a table with a header; floats to 6 significant digits, None as nothing, lines end in LF."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    for row in rows:
+        writer.writerow([f"{value:.6g}" if isinstance(value, float) else value for value in row])
+    write_bytes(path, text.getvalue().encode())
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """Return the rows of the table `path`, each a dict from column to text."""
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def write_array(path: Path, array: np.ndarray) -> None:
+    """Write `array` as an `.npy` file, whole or not at all."""
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.save(file, array, allow_pickle=False)
+
+
+def write_blocks(path: Path, shape: tuple[int, ...], blocks: Iterable[np.ndarray]) -> None:
+    """Write a float32 array of `shape` that comes in `blocks` along its first axis; only one is in memory.
+
+    Raises `ValueError` if the blocks do not add up to `shape`.
+    """
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        rows = 0
+        for block in blocks:
+            file.write(np.ascontiguousarray(block, "<f4").data)
+            rows += len(block)
+        if rows != shape[0]:
+            raise ValueError(f"{path}: the blocks have {rows} of {shape[0]} rows")
+
+
+def read_array(path: Path) -> np.ndarray:
+    """Return the array in the `.npy` file `path`, memory-mapped: read as it is used, shared by processes."""
+    return np.load(path, mmap_mode="r", allow_pickle=False)

@@ -1,0 +1,125 @@
+"""What people read while the study runs, and where and how fast it ran."""
+
+import importlib.metadata
+import os
+import platform
+import re
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from tqdm import tqdm
+
+START_UP_NOISE = re.compile(
+    rb"WARNING: All log messages before absl::InitializeLog|I0000 .*(oneDNN|cudart_stub|cpu_feature_guard)"
+    rb"|To enable the following instructions|E0000 .*failed call to cuInit"
+)
+
+
+def say(text: str) -> None:
+    """Print one line at once, so that it is seen when DVC passes it on."""
+    print(text, flush=True)
+
+
+@contextmanager
+def without_start_up_noise() -> Iterator[None]:
+    """Hold back what TensorFlow's libraries say of themselves while they are loaded, and pass on the rest.
+
+    They write it to file descriptor 2 before any setting that should silence them is in force
+    (https://github.com/tensorflow/tensorflow/issues/100442), four lines in every stage.
+    """
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    with tempfile.TemporaryFile() as held_back:
+        os.dup2(held_back.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            held_back.seek(0)
+            for line in held_back:
+                if not START_UP_NOISE.match(line):
+                    os.write(2, line)
+
+
+@contextmanager
+def download_bar(name: str, done: int, total: int | None) -> "Iterator[tqdm[Any]]":
+    """Show how many of `total` bytes of `name` have come, `done` of them earlier; `update(n)` counts on.
+
+    A bar on a terminal; elsewhere a plain line about every 30 seconds.
+    """
+    terminal = sys.stderr.isatty()
+    with tqdm(
+        desc=name,
+        initial=done,
+        total=total,
+        unit="B",
+        unit_scale=True,
+        leave=terminal,
+        mininterval=0.1 if terminal else 30,
+        maxinterval=10 if terminal else 60,
+        bar_format=None if terminal else "{desc}: {n_fmt} of {total_fmt} at {rate_fmt}\n",
+    ) as bar:
+        yield bar
+
+
+def duration(seconds: float) -> str:
+    """Return a time as people say it: `8 s`, `2 min 05 s`, `1 h 02 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02} min"
+
+
+def training_line(
+    key: str,
+    epochs: int,
+    epoch: int,
+    train_loss: float,
+    train_accuracy: float,
+    validation_loss: float,
+    validation_accuracy: float,
+    images_per_second: float,
+    seconds_left: float,
+) -> str:
+    """Return what is said of a finished epoch of the variant `key`; losses in nats, accuracies as shares."""
+    return (
+        f"{key}  epoch {epoch:>{len(str(epochs))}}/{epochs}  "
+        f"loss {train_loss:.4f}  accuracy {train_accuracy:7.2%}  "
+        f"validation loss {validation_loss:.4f}  accuracy {validation_accuracy:7.2%}  "
+        f"{images_per_second:6,.0f} images/s  {duration(seconds_left)} left"
+    )
+
+
+def cores() -> int:
+    """Return the number of cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def machine(*packages: str) -> dict[str, object]:
+    """Return on what a result was computed: processor, cores, system, versions of Python and `packages`."""
+    return {
+        "processor": _processor(),
+        "cores": cores(),
+        "system": platform.platform(terse=True),
+        "versions": {
+            "python": platform.python_version(),
+            **{package: importlib.metadata.version(package) for package in packages},
+        },
+    }
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            return next(line.partition(": ")[2].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

@@ -1,0 +1,251 @@
+"""`params.yaml` as typed, validated settings.
+
+The file is read by the parser that DVC reads it with: PyYAML, a YAML 1.1 parser, takes `1e-3` for text, `010`
+for eight and the second of two equal keys without a word, where DVC takes a number, ten, and refuses.
+"""
+
+import difflib
+import math
+from itertools import product
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, field_validator
+from pydantic_core import ErrorDetails
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from dropout_study import files
+from dropout_study.datasets import DATASETS
+from dropout_study.errors import StudyError
+
+
+class Variant(NamedTuple):
+    """One training of the study; `key` is DVC's name for it, as in `dvc repro train@<key>`."""
+
+    key: str
+    optimizer: str
+    dropout: float
+    seed: int
+
+
+def _number(value: Any) -> int | float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError("a number is expected here")
+    return value
+
+
+def _rate(value: Any) -> float:
+    # The number stays as it was written: 0 and 0.0 are different keys to DVC.
+    if not 0 <= _number(value) < 1:
+        raise ValueError("a dropout rate is at least 0 and below 1")
+    return value
+
+
+def _validation(value: Any) -> float | Literal["test"]:
+    if value == "test":
+        return "test"
+    if isinstance(value, str) or not 0 < _number(value) < 1:
+        raise ValueError("either a share of the training images, above 0 and below 1, or the word test")
+    return value
+
+
+def _place(value: Any) -> str:
+    if not isinstance(value, str) or not value.startswith(("http://", "https://", "file://")):
+        raise ValueError("a place to download from starts with http://, https:// or file://")
+    return value
+
+
+Item = TypeVar("Item")
+Several = Annotated[list[Item], Field(min_length=1)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Optimizer = Literal["sgd", "adadelta", "adam"]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Download(_Section):
+    """Where the archive comes from, and what it must be."""
+
+    urls: list[Annotated[str, PlainValidator(_place)]]
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class Normalize(_Section):
+    """How many images are used, which are held out, and how pixel values become network inputs."""
+
+    train_size: Count | None
+    method: Literal["standardize", "minmax"]
+    validation: Annotated[float | Literal["test"], PlainValidator(_validation)]
+    seed: Seed
+
+
+class Network(_Section):
+    """The size of the network."""
+
+    filters: Several[Count]
+    units: Several[Count]
+    first_activation: Literal["relu", "linear"]
+
+
+class LearningRate(_Section):
+    """The learning rate of the first epoch, for each optimizer."""
+
+    sgd: Positive
+    adadelta: Positive
+    adam: Positive
+
+
+class Train(_Section):
+    """How a variant is trained."""
+
+    batch_size: Count
+    epochs: Count
+    learning_rate: LearningRate
+    learning_rate_decay: Annotated[float, Field(gt=0, le=1)]
+    threads: Annotated[int, Field(ge=0)]
+
+
+class Study(_Section):
+    """What is varied: every optimizer with every dropout rate and every seed."""
+
+    optimizers: Several[Optimizer]
+    dropouts: Several[Annotated[float, PlainValidator(_rate)]]
+    seeds: Several[Seed]
+
+    @field_validator("optimizers", "dropouts", "seeds")
+    @classmethod
+    def _distinct(cls, values: list[Any]) -> list[Any]:
+        for i, value in enumerate(values):
+            if value in values[:i]:
+                raise ValueError(f"{value} stands twice; name each value once")
+        return values
+
+
+class Settings(_Section):
+    """The settings in force, one section a stage and one for the study."""
+
+    dataset: Literal["digits", "cifar10"]
+    download: Download
+    normalize: Normalize
+    network: Network
+    train: Train
+    study: Study
+
+    @property
+    def variants(self) -> list[Variant]:
+        """Every variant of the study, in DVC's order and with DVC's keys."""
+        return [
+            Variant(f"{optimizer}-{dropout}-{seed}", optimizer, float(dropout), seed)
+            for optimizer, dropout, seed in product(self.study.optimizers, self.study.dropouts, self.study.seeds)
+        ]
+
+    def variant(self, key: str | None) -> Variant:
+        """Return the variant of the study that DVC calls `key`; raises `StudyError` if there is none."""
+        variants = {variant.key: variant for variant in self.variants}
+        if key not in variants:
+            near = difflib.get_close_matches(key or "", variants, n=3, cutoff=0) or list(variants)
+            raise StudyError(
+                f"{key or 'no variant named'}: {files.SETTINGS} has no such variant; "
+                f"name one of its {len(variants)}, such as {', '.join(near[:3])}"
+            )
+        return variants[key]
+
+    @property
+    def images_in_use(self) -> int:
+        """The number of images taken from the training set, held-out ones included."""
+        return self.normalize.train_size or DATASETS[self.dataset].train_images
+
+    @property
+    def images_to_train_on(self) -> int:
+        """The number of images that are left for training."""
+        share = self.normalize.validation
+        return self.images_in_use - (0 if share == "test" else math.ceil(share * self.images_in_use))
+
+
+def load_settings(path: Path = files.SETTINGS) -> Settings:
+    """Return the settings in `path`; raises `StudyError` that names every key that is wrong."""
+    try:
+        raw = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise StudyError(
+            f"{path}: there is no such file; copy one from presets/, for example presets/quick.yaml"
+        ) from None
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise StudyError(f"{path}: not valid YAML: {error}") from None
+    if not isinstance(raw, dict):
+        raise StudyError(f"{path}: expected settings by name, as in presets/quick.yaml, found {raw!r}")
+    try:
+        settings = Settings.model_validate(raw)
+    except ValidationError as error:
+        problems = [_explain(details, raw) for details in error.errors(include_url=False)]
+    else:
+        problems = _contradictions(settings)
+    if problems:
+        raise StudyError("\n       ".join(f"{path}: {problem}" for problem in problems))
+    return settings
+
+
+def _contradictions(settings: Settings) -> list[str]:
+    """Say what is wrong between settings that are right on their own."""
+    dataset = DATASETS[settings.dataset]
+    if settings.images_in_use > dataset.train_images:
+        return [
+            f"normalize.train_size = {settings.normalize.train_size}: {settings.dataset} has "
+            f"{dataset.train_images} training images; take fewer, or null for all"
+        ]
+    problems = []
+    if settings.train.batch_size > settings.images_to_train_on:
+        problems.append(
+            f"train.batch_size = {settings.train.batch_size}: larger than the data, which leaves "
+            f"{settings.images_to_train_on} images to train on; take at most that"
+        )
+    pools = len(settings.network.filters) - 1
+    if 2**pools > dataset.image_size:
+        problems.append(
+            f"network.filters = {settings.network.filters}: each filter count after the first halves the "
+            f"image, and {settings.dataset} has {dataset.image_size} pixels a side; "
+            f"name at most {int(math.log2(dataset.image_size)) + 1}"
+        )
+    return problems
+
+
+def _explain(details: ErrorDetails, raw: dict[str, Any]) -> str:
+    """Return one line for one of pydantic's errors: the key, its value, what is allowed."""
+    location = details["loc"]
+    key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
+    match details["type"]:
+        case "missing":
+            return f"{key}: missing; presets/quick.yaml shows every key"
+        case "extra_forbidden":
+            parent: Any = Settings
+            for part in location[:-1]:
+                parent = parent.model_fields[str(part)].annotation
+            known = list(parent.model_fields)
+            near = difflib.get_close_matches(str(location[-1]), known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(known)}"
+            return f"{key}: unknown key; {hint}"
+        case "value_error":
+            allowed = str(details["ctx"]["error"])
+        case "model_type" | "model_attributes_type":
+            allowed = "a section with settings of its own is expected here"
+        case "string_pattern_mismatch":
+            allowed = "expected 64 lower-case hexadecimal digits"
+        case "too_short":
+            allowed = "name at least one"
+        case "int_type" | "int_from_float":
+            allowed = "a whole number is expected here"
+        case "float_type":
+            allowed = "a number is expected here"
+        case _:
+            allowed = details["msg"].replace("Input should be", "must be").replace("valid ", "")
+    return f"{key} = {_shown(details['input'])}: {allowed}"
+
+
+def _shown(value: Any) -> str:
+    text = str(value) if isinstance(value, int | float) and not isinstance(value, bool) else repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

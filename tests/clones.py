@@ -1,0 +1,131 @@
+"""A small clone of the project in which the real `dvc` runs; only the trainer is a fake, unless a test says so."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+PROJECT = Path(__file__).resolve().parents[1]
+FAKE_TRAINER = Path(__file__).with_name("fake_train.py")
+SMALL = {
+    "study.optimizers": ["sgd", "adadelta"],
+    "study.dropouts": [0.0, 0.5],
+    "study.seeds": [0],
+    "normalize.train_size": 200,
+    "network.filters": [2, 3],
+    "network.units": [4],
+    "train.epochs": 2,
+    "train.threads": 1,
+}
+
+
+def environment(**changes: str) -> dict[str, str]:
+    """Return this environment, with the programs beside this Python first on the path."""
+    bin_directory = str(Path(sys.executable).parent)
+    return os.environ | {
+        "PATH": f"{bin_directory}:{os.environ['PATH']}",
+        "DVC_NO_ANALYTICS": "1",
+        "GIT_AUTHOR_NAME": "a test",
+        "GIT_AUTHOR_EMAIL": "test@example.com",
+        "GIT_COMMITTER_NAME": "a test",
+        "GIT_COMMITTER_EMAIL": "test@example.com",
+        **changes,
+    }
+
+
+@dataclass
+class Clone:
+    """A clone of the project at `path`."""
+
+    path: Path
+
+    def run(self, *command: str, check: bool = True, **variables: str) -> subprocess.CompletedProcess[str]:
+        """Run a command in the clone; if it fails and should not have, its output is in the error."""
+        done = subprocess.run(
+            command, cwd=self.path, env=environment(**variables), capture_output=True, text=True, timeout=300
+        )
+        if check and done.returncode:
+            pytest.fail(f"{' '.join(command)} failed:\n{done.stdout}\n{done.stderr}", pytrace=False)
+        return done
+
+    def dvc(self, *arguments: str, check: bool = True) -> str:
+        """Run `dvc` and return what it printed."""
+        return self.run("dvc", *arguments, check=check).stdout
+
+    def repro(self, *arguments: str) -> list[str]:
+        """Run `dvc repro` and return the stages that really ran, in order."""
+        return stages_run(self.dvc("repro", *arguments))
+
+    def change(self, **settings: Any) -> None:
+        """Change settings in params.yaml, given as `train__epochs=3`."""
+        change_settings(self.path / "params.yaml", {key.replace("__", "."): value for key, value in settings.items()})
+
+    def append(self, file: str, text: str = "\n# changed\n") -> None:
+        """Append `text` to a file of the clone."""
+        with (self.path / file).open("a") as stream:
+            stream.write(text)
+
+    def commit(self, message: str) -> str:
+        """Commit everything to Git and return the commit."""
+        self.run("git", "add", "--all")
+        self.run("git", "commit", "--quiet", "--message", message)
+        return self.run("git", "rev-parse", "HEAD").stdout.strip()
+
+    def results(self) -> dict[str, bytes]:
+        """Return the outputs that `evaluate` and `plot` commit to Git."""
+        metrics = self.path / "metrics"
+        files = [metrics / "study.csv", metrics / "evaluation.json", *sorted((metrics / "plots").iterdir())]
+        return {str(path.relative_to(self.path)): path.read_bytes() for path in files}
+
+
+def change_settings(path: Path, changes: dict[str, Any]) -> None:
+    """Change settings in the file `path`, given by dotted keys; comments stay."""
+    yaml = YAML()
+    settings = yaml.load(path)
+    for key, value in changes.items():
+        *sections, name = key.split(".")
+        section = settings
+        for part in sections:
+            section = section[part]
+        section[name] = value
+    yaml.dump(settings, path)
+
+
+def stages_run(output: str) -> list[str]:
+    """Return the stages whose command DVC says it ran."""
+    return re.findall(r"^Running stage '([^']+)'", output, flags=re.MULTILINE)
+
+
+def copy_project(destination: Path) -> Clone:
+    """Copy what Git has or would take of the project, and make a Git repository of it."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=PROJECT,
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    for name in filter(None, listed.split("\0")):
+        if (PROJECT / name).exists():
+            target = destination / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(PROJECT / name, target)
+    clone = Clone(destination)
+    clone.run("git", "init", "--quiet", "--initial-branch=main")
+    return clone
+
+
+def small_project(destination: Path) -> Clone:
+    """Copy the project with a tiny network and without results."""
+    clone = copy_project(destination)
+    clone.change(**{key.replace(".", "__"): value for key, value in SMALL.items()})
+    shutil.rmtree(destination / "metrics")
+    (destination / "dvc.lock").unlink(missing_ok=True)
+    return clone

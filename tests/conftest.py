@@ -1,0 +1,54 @@
+"""What all tests share: the project's directory, settings to spoil, a clone to run."""
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import pytest
+
+from tests.clones import FAKE_TRAINER, PROJECT, Clone, change_settings, small_project
+
+# A busy machine is no failure.
+hypothesis.settings.register_profile("study", deadline=None)
+hypothesis.settings.load_profile("study")
+
+
+@pytest.fixture
+def write_settings(tmp_path: Path) -> Callable[..., Path]:
+    """Return a function that writes the default params.yaml with some keys ("train.epochs") changed."""
+
+    def write(**changes: Any) -> Path:
+        path = tmp_path / "params.yaml"
+        shutil.copy(PROJECT / "params.yaml", path)
+        change_settings(path, {key.replace("__", "."): value for key, value in changes.items()})
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Clone:
+    """A small project that has been run once, with the fake trainer, and committed. Not to be changed."""
+    clone = small_project(tmp_path_factory.mktemp("finished") / "project")
+    shutil.copy(FAKE_TRAINER, clone.path / "stages" / "train.py")
+    ran = clone.repro()
+    assert [name.partition("@")[0] for name in ran] == [
+        "download",
+        "normalize",
+        *["train"] * 4,
+        "evaluate",
+        "plot",
+    ]
+    clone.commit("the study")
+    return clone
+
+
+@pytest.fixture
+def clone(finished: Clone, tmp_path: Path) -> Iterator[Clone]:
+    """A copy of the finished project, DVC's cache included, to change at will."""
+    path = tmp_path / "project"
+    shutil.copytree(finished.path, path, symlinks=True)
+    yield Clone(path)
+    shutil.rmtree(path)

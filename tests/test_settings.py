@@ -1,0 +1,200 @@
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.model_selection import train_test_split
+
+from dropout_study.errors import StudyError
+from dropout_study.settings import Variant, load_settings
+from tests.clones import PROJECT
+
+PRESETS = sorted((PROJECT / "presets").glob("*.yaml"))
+ALL_RATES = [i / 10 for i in range(10)]
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda preset: preset.stem)
+def test_every_preset_is_valid(preset: Path) -> None:
+    assert load_settings(preset).variants
+
+
+def test_there_are_the_presets_that_the_readme_names() -> None:
+    names = {preset.stem for preset in PRESETS}
+    assert names == {"quick", "cifar10-small", "article-sgd", "article-adadelta", "article-notebook"}
+
+
+def test_the_default_settings_are_the_quick_preset() -> None:
+    assert (PROJECT / "params.yaml").read_bytes() == (PROJECT / "presets/quick.yaml").read_bytes()
+
+
+def test_quick_preset() -> None:
+    settings = load_settings(PROJECT / "presets/quick.yaml")
+    assert settings.dataset == "digits"
+    assert settings.study.optimizers == ["adadelta"]
+    assert settings.study.dropouts == [0.0, 0.3, 0.5, 0.7, 0.9]
+    assert len(settings.study.seeds) == 3
+
+
+def test_small_preset() -> None:
+    settings = load_settings(PROJECT / "presets/cifar10-small.yaml")
+    assert (settings.dataset, settings.normalize.train_size) == ("cifar10", 10_000)
+    assert (settings.train.batch_size, settings.train.epochs) == (64, 12)
+    assert settings.study.dropouts == ALL_RATES
+
+
+@pytest.mark.parametrize(
+    ("name", "optimizer", "learning_rate", "first_activation"),
+    [
+        ("sgd", "sgd", 0.01, "relu"),
+        ("adadelta", "adadelta", 1.0, "relu"),
+        ("notebook", "adadelta", 1.0, "linear"),
+    ],
+)
+def test_article_presets_are_what_the_article_ran(
+    name: str, optimizer: str, learning_rate: float, first_activation: str
+) -> None:
+    settings = load_settings(PROJECT / f"presets/article-{name}.yaml")
+    assert settings.dataset == "cifar10"
+    assert settings.normalize.train_size is None
+    assert settings.normalize.validation == "test"
+    assert settings.normalize.method == "standardize"
+    assert settings.network.filters == [64, 64, 128, 256]
+    assert settings.network.units == [512, 512]
+    assert settings.network.first_activation == first_activation
+    assert (settings.train.batch_size, settings.train.epochs) == (512, 50)
+    assert settings.train.learning_rate_decay == 1.0
+    assert settings.study.optimizers == [optimizer]
+    assert getattr(settings.train.learning_rate, optimizer) == learning_rate
+    assert settings.study.dropouts == ALL_RATES
+
+
+BAD = [
+    ("train__epochs", 0, "train.epochs = 0: must be greater than or equal to 1"),
+    ("train__epochs", "six", "train.epochs = 'six': a whole number is expected"),
+    ("train__epochs", 6.5, "train.epochs = 6.5: a whole number is expected"),
+    ("train__epochs", True, "train.epochs = True: a whole number is expected"),
+    ("train__epoch", 6, "train.epoch: unknown key; did you mean epochs?"),
+    ("trian", {}, "trian: unknown key; did you mean train?"),
+    ("train__batch_size", 1168, "train.batch_size = 1168: larger than the data, which leaves 1167"),
+    ("train__threads", -1, "train.threads = -1: must be greater than or equal to 0"),
+    ("train__learning_rate", 0.1, "train.learning_rate = 0.1: a section"),
+    ("train__learning_rate__sgd", 0.0, "train.learning_rate.sgd = 0.0: must be greater than 0"),
+    ("train__learning_rate__sgd", float("inf"), "train.learning_rate.sgd = inf: must be a finite number"),
+    ("train__learning_rate_decay", 1.5, "train.learning_rate_decay = 1.5: must be less than or equal to 1"),
+    ("study__dropouts", [0.1, 1.0], "study.dropouts[1] = 1.0: a dropout rate is at least 0 and below 1"),
+    ("study__dropouts", [-0.1], "study.dropouts[0] = -0.1: a dropout rate is at least 0 and below 1"),
+    ("study__dropouts", [float("nan")], "study.dropouts[0] = nan: a dropout rate is"),
+    ("study__dropouts", ["0.5"], "study.dropouts[0] = '0.5': a number is expected"),
+    ("study__dropouts", [True], "study.dropouts[0] = True: a number is expected"),
+    ("study__dropouts", [], "study.dropouts = []: name at least one"),
+    ("study__dropouts", 0.5, "study.dropouts = 0.5: must be a list"),
+    ("study__dropouts", [0.1, 0.10], "study.dropouts = [0.1, 0.1]: 0.1 stands twice"),
+    ("study__dropouts", [0, 0.0], "study.dropouts = [0, 0.0]: 0.0 stands twice"),
+    (
+        "study__optimizers",
+        ["adagrad"],
+        "study.optimizers[0] = 'adagrad': must be 'sgd', 'adadelta' or 'adam'",
+    ),
+    ("study__optimizers", [], "study.optimizers = []: name at least one"),
+    ("study__seeds", [-1], "study.seeds[0] = -1: must be greater than or equal to 0"),
+    ("study__seeds", [0, 0], "study.seeds = [0, 0]: 0 stands twice"),
+    ("dataset", "mnist", "dataset = 'mnist': must be 'digits' or 'cifar10'"),
+    ("normalize__train_size", 60_000, "normalize.train_size = 60000: digits has 1297 training images"),
+    ("normalize__train_size", 0, "normalize.train_size = 0: must be greater than or equal to 1"),
+    ("normalize__validation", 1, "normalize.validation = 1: either a share"),
+    ("normalize__validation", "tset", "normalize.validation = 'tset': either a share"),
+    ("normalize__method", "z", "normalize.method = 'z': must be 'standardize' or 'minmax'"),
+    ("network__filters", [8] * 6, "network.filters = [8, 8, 8, 8, 8, 8]: each filter count after the first"),
+    ("network__filters", [0], "network.filters[0] = 0: must be greater than or equal to 1"),
+    ("network__first_activation", "tanh", "network.first_activation = 'tanh': must be 'relu' or 'linear'"),
+    ("download__sha256", "c4a3", "download.sha256 = 'c4a3': expected 64 lower-case hexadecimal digits"),
+    ("download__urls", ["ftp://x"], "download.urls[0] = 'ftp://x': a place to download from starts with"),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "message"), BAD, ids=lambda value: str(value)[:40])
+def test_bad_setting_is_refused_with_file_key_value_and_what_is_allowed(
+    write_settings: Callable[..., Path], key: str, value: Any, message: str
+) -> None:
+    path = write_settings(**{key: value})
+    with pytest.raises(StudyError) as error:
+        load_settings(path)
+    assert f"{path}: {message}" in str(error.value)
+
+
+def test_all_that_is_wrong_is_said_at_once(write_settings: Callable[..., Path]) -> None:
+    with pytest.raises(StudyError) as error:
+        load_settings(write_settings(train__epochs=0, study__seeds=[-1]))
+    assert "train.epochs = 0" in str(error.value)
+    assert "study.seeds[0] = -1" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("train: [", "not valid YAML"),
+        ("train: {}\ntrain: {}\n", "not valid YAML"),
+        ("\x00", "not valid YAML"),
+        ("just text", "expected settings by name"),
+        ("", "expected settings by name"),
+        ("{}", "train: missing; presets/quick.yaml shows every key"),
+    ],
+)
+def test_what_is_no_settings_file_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(text)
+    with pytest.raises(StudyError, match=message):
+        load_settings(path)
+
+
+def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_bytes(b"\xff\xfe\xfa")
+    with pytest.raises(StudyError, match="not valid YAML"):
+        load_settings(path)
+
+
+def test_missing_file_says_where_to_get_one(tmp_path: Path) -> None:
+    with pytest.raises(StudyError, match="no such file; copy one from presets/"):
+        load_settings(tmp_path / "params.yaml")
+
+
+def test_numbers_mean_what_they_mean_to_dvc(write_settings: Callable[..., Path]) -> None:
+    path = write_settings()
+    path.write_text(path.read_text().replace("[0, 1, 2]", "[010]").replace("sgd: 0.01", "sgd: 1e-3"))
+    settings = load_settings(path)
+    assert settings.study.seeds == [10]
+    assert settings.train.learning_rate.sgd == 0.001
+
+
+def test_variants_have_the_keys_that_dvc_gives_them(write_settings: Callable[..., Path]) -> None:
+    path = write_settings(study__optimizers=["sgd", "adam"], study__dropouts=[0, 0.1, 1e-05], study__seeds=[7])
+    assert load_settings(path).variants == [
+        Variant("sgd-0-7", "sgd", 0.0, 7),
+        Variant("sgd-0.1-7", "sgd", 0.1, 7),
+        Variant("sgd-1e-05-7", "sgd", 1e-05, 7),
+        Variant("adam-0-7", "adam", 0.0, 7),
+        Variant("adam-0.1-7", "adam", 0.1, 7),
+        Variant("adam-1e-05-7", "adam", 1e-05, 7),
+    ]
+
+
+@pytest.mark.parametrize("key", ["adadelta-0-0", "adadelta-0.10-0", "", None, "../../etc/passwd"])
+def test_only_variants_of_the_study_are_found(key: str | None) -> None:
+    with pytest.raises(StudyError, match="no such variant; name one of its 15, such as adadelta-0"):
+        load_settings(PROJECT / "params.yaml").variant(key)
+
+
+@given(
+    size=st.integers(20, 1297),
+    share=st.floats(0.01, 0.9),
+)
+def test_images_to_train_on_are_what_holding_out_leaves(size: int, share: float) -> None:
+    settings = load_settings(PROJECT / "params.yaml")
+    normalize = settings.normalize.model_copy(update={"train_size": size, "validation": share})
+    settings = settings.model_copy(update={"normalize": normalize})
+    train, _ = train_test_split(np.arange(size), test_size=share)
+    assert settings.images_to_train_on == len(train)

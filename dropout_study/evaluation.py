@@ -1,0 +1,187 @@
+"""What the study found: a row a variant, the best one, and the table that people read."""
+
+import io
+import json
+import math
+import re
+import zipfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from sklearn.metrics import confusion_matrix
+
+from dropout_study import files
+from dropout_study.errors import StudyError
+from dropout_study.settings import Variant
+
+if TYPE_CHECKING:
+    import keras
+
+
+class Result(NamedTuple):
+    """A row of the study: a variant, its last epoch's figures, and what it makes of the test images.
+
+    Losses are categorical cross-entropies in nats, accuracies shares. `diverged` is the epoch in which the loss
+    stopped being finite, or None; the test figures are then those of the last finite weights.
+    """
+
+    variant: str
+    optimizer: str
+    dropout: float
+    seed: int
+    epochs: int
+    diverged: int | None
+    train_loss: float
+    train_accuracy: float
+    validation_loss: float
+    validation_accuracy: float
+    test_loss: float
+    test_accuracy: float
+
+
+def make_result(variant: Variant, history: Sequence[dict[str, str]], test_loss: float, test_accuracy: float) -> Result:
+    """Return the row of `variant` from the rows of its history and its figures on the test images."""
+    last = history[-1]
+    epochs = int(last["epoch"])
+    figures: dict[str, Any] = {column: float(value) for column, value in last.items() if column != "epoch"}
+    diverged = None if all(map(math.isfinite, figures.values())) else epochs
+    return Result(
+        *variant, epochs=epochs, diverged=diverged, **figures, test_loss=test_loss, test_accuracy=test_accuracy
+    )
+
+
+def read_results(path: Path = files.STUDY) -> list[Result]:
+    """Return the rows of the study that `evaluate` wrote; raises `StudyError` if there are none yet."""
+    if not path.exists():
+        raise StudyError(f"{path}: there are no results yet; `dvc repro` makes them")
+    return [
+        Result(
+            row["variant"],
+            row["optimizer"],
+            float(row["dropout"]),
+            int(row["seed"]),
+            int(row["epochs"]),
+            int(row["diverged"]) if row["diverged"] else None,
+            *(float(row[column]) for column in Result._fields[6:]),
+        )
+        for row in files.read_csv(path)
+    ]
+
+
+def choose_best(results: Iterable[Result]) -> Result:
+    """Return the result with the highest validation accuracy of the last epoch; of equals, the lowest loss.
+
+    A diverged variant is never the best; raises `StudyError` if there are no others.
+    """
+    finished = [result for result in results if result.diverged is None]
+    if not finished:
+        raise StudyError(
+            "every variant of the study diverged, so there is no best model; lower train.learning_rate in params.yaml"
+        )
+    return max(finished, key=lambda result: (result.validation_accuracy, -result.validation_loss))
+
+
+def evaluation(results: Sequence[Result], best: Result) -> dict[str, object]:
+    """Return what `dvc metrics diff` compares: the best variant, and accuracy and loss of each."""
+    variants: dict[str, dict[str, float]] = {}
+    for result in results:
+        variants[result.variant] = {
+            "accuracy": round(result.test_accuracy, 6),
+            "loss": round(result.test_loss, 6),
+        }
+        if result.diverged is not None:
+            variants[result.variant]["diverged"] = result.diverged
+    return {
+        "best": {
+            "variant": best.variant,
+            **{column: round(getattr(best, column), 6) for column in Result._fields[8:]},
+        },
+        "variants": variants,
+    }
+
+
+def confusion(labels: np.ndarray, predicted: np.ndarray, classes: Sequence[str]) -> list[tuple[str, str, int]]:
+    """Return how many test images of each class (first) are taken for each class (second), a row a pair."""
+    counts = confusion_matrix(labels, predicted, labels=range(len(classes)))
+    return [
+        (actual, taken_for, int(counts[i, j]))
+        for i, actual in enumerate(classes)
+        for j, taken_for in enumerate(classes)
+    ]
+
+
+def by_rate(results: Iterable[Result]) -> dict[tuple[str, float], list[Result]]:
+    """Return the results by optimizer and dropout rate, rates in ascending order within an optimizer."""
+    groups: dict[tuple[str, float], list[Result]] = {}
+    for result in results:
+        groups.setdefault((result.optimizer, result.dropout), []).append(result)
+    order = list(dict.fromkeys(optimizer for optimizer, _ in groups))
+    return dict(sorted(groups.items(), key=lambda group: (order.index(group[0][0]), group[0][1])))
+
+
+def table(results: Sequence[Result]) -> str:
+    """Return test accuracy and loss by optimizer and dropout, mean ± standard deviation over seeds."""
+    lines = [f"{'optimizer':<10}{'dropout':>8}{'runs':>6}  {'test accuracy':>17}  {'test loss':>17}"]
+    for (optimizer, dropout), group in by_rate(results).items():
+        accuracies = [100 * result.test_accuracy for result in group]
+        losses = [result.test_loss for result in group]
+        diverged = [result.variant for result in group if result.diverged is not None]
+        note = f"  diverged: {', '.join(diverged)}" if diverged else ""
+        lines.append(
+            f"{optimizer:<10}{dropout:>8g}{len(group):>6}  "
+            f"{_spread(accuracies, '.1f', ' %'):>17}  {_spread(losses, '.3f', ''):>17}{note}"
+        )
+    return "\n".join(lines)
+
+
+def _spread(values: Sequence[float], form: str, unit: str) -> str:
+    deviation = f" ± {stdev(values):{form}}" if len(values) > 1 else ""
+    return f"{fmean(values):{form}}{deviation}{unit}"
+
+
+def remove_strangers(variants: Iterable[Variant]) -> list[Path]:
+    """Remove and return the trained files of variants that are not in the study: DVC leaves them behind.
+
+    Nothing is lost: DVC has them in its cache, and takes them from there when the variant comes back.
+    """
+    keys = [variant.key for variant in variants]
+    expected = {name(key) for key in keys for name in (files.weights_file, files.history_file, files.timing_file)}
+    found = [
+        *files.VARIANTS.glob("*.weights.h5"),
+        *files.HISTORY.glob("*.csv"),
+        *files.TIMING.glob("*.json"),
+    ]
+    strangers = sorted(path for path in found if path not in expected)
+    for path in strangers:
+        path.unlink()
+    return strangers
+
+
+def save_model(model: "keras.Model", path: Path) -> None:
+    """Save `model` as a `.keras` file that is a function of the model alone.
+
+    Keras puts the time of saving into the archive, as a date in its metadata and as the time of its members, and
+    the memory addresses of shared objects into the configuration, where any distinct numbers will do.
+    """
+    with files.replacing(path) as temporary:
+        model.save(temporary)
+        original = zipfile.ZipFile(io.BytesIO(temporary.read_bytes()))
+        with zipfile.ZipFile(temporary, "w") as archive:
+            for name in original.namelist():
+                content = original.read(name)
+                if name == "metadata.json":
+                    metadata = json.loads(content) | {"date_saved": "1980-01-01@00:00:00"}
+                    content = json.dumps(metadata).encode()
+                elif name == "config.json":
+                    content = _number_in_turn(content)
+                archive.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), content)
+
+
+def _number_in_turn(config: bytes) -> bytes:
+    """Return a model's configuration with its shared objects numbered 0, 1, … as they appear."""
+    shared = rb'(?<="shared_object_id": )\d+'
+    numbers = {address: b"%d" % i for i, address in enumerate(dict.fromkeys(re.findall(shared, config)))}
+    return re.sub(shared, lambda match: numbers[match[0]], config)

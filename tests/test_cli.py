@@ -1,0 +1,60 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from dropout_study import evaluation, files
+from dropout_study.cli import main
+from tests.clones import PROJECT
+from tests.test_evaluation import result
+
+
+def run(*arguments: str) -> tuple[int, str, str]:
+    outcome = CliRunner().invoke(main, arguments)
+    return outcome.exit_code, outcome.stdout, outcome.stderr
+
+
+def test_check_says_what_the_settings_amount_to() -> None:
+    status, out, _ = run("check", str(PROJECT / "params.yaml"))
+    assert status == 0
+    assert "valid. digits, 1167 images to train on; 15 variants (optimizers adadelta, dropouts 0.0 0.3" in out
+
+
+def test_check_refuses_bad_settings(write_settings: Callable[..., Path]) -> None:
+    status, out, err = run("check", str(write_settings(train__epochs=0)))
+    assert (status, out) == (1, "")
+    assert err.startswith("error: ")
+    assert "train.epochs = 0" in err
+
+
+def test_check_reads_params_yaml_by_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    status, _, err = run("check")
+    assert status == 1
+    assert "params.yaml: there is no such file" in err
+
+
+def test_results_prints_table_best_and_where_to_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = [result("sgd-0.1-0", 0.7), result("sgd-0.5-0", 0.9)]
+    files.write_csv(files.STUDY, evaluation.Result._fields, rows)
+    status, out, _ = run("results")
+    assert status == 0
+    assert out.startswith(evaluation.table(rows))
+    assert "Best by validation accuracy (90.0%): sgd-0.5-0, test accuracy 80.0%" in out
+    assert "dvc plots show" in out
+
+
+def test_results_without_a_run_says_how_to_make_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    status, _, err = run("results")
+    assert status == 1
+    assert "`dvc repro` makes them" in err
+
+
+@pytest.mark.parametrize("command", [[], ["check"], ["results"]])
+def test_every_command_has_a_help_text(command: list[str]) -> None:
+    status, out, _ = run(*command, "--help")
+    assert status == 0
+    assert len(out.splitlines()) > 3

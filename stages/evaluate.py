@@ -1,0 +1,56 @@
+"""Measure every variant of the study on the test images, choose the best, save it as a model for raw pixels."""
+
+from dropout_study import evaluation, files
+from dropout_study.errors import run_stage
+from dropout_study.progress import say
+from dropout_study.settings import load_settings
+
+
+def main() -> None:
+    """Write metrics/study.csv, evaluation.json and confusion.csv, data/predictions/ and models/best.keras."""
+    settings = load_settings()
+    strangers = evaluation.remove_strangers(settings.variants)
+    if strangers:
+        say(f"removed, no longer in the study (DVC has them in its cache): {', '.join(map(str, strangers))}")
+
+    from dropout_study.network import build_network, make_measure  # only now: TensorFlow takes seconds
+
+    images = files.read_array(files.images_file(files.NORMALIZED, "test"))
+    labels = files.read_array(files.labels_file(files.NORMALIZED, "test"))
+    classes = files.read_json(files.CLASSES)
+    sizes = settings.network.model_dump()
+    network = build_network(images.shape[1:], len(classes), **sizes, dropout=0, seed=0)
+    measure = make_measure(network)
+    results, predicted = [], {}
+    for variant in settings.variants:
+        network.load_weights(files.weights_file(variant.key))
+        measured = measure(images, labels)
+        files.write_array(files.predictions_file(variant.key), measured.probabilities)
+        predicted[variant.key] = measured.probabilities.argmax(axis=1)
+        history = files.read_csv(files.history_file(variant.key))
+        results.append(evaluation.make_result(variant, history, measured.loss, measured.accuracy))
+        say(f"{variant.key}  test loss {measured.loss:.4f}  accuracy {measured.accuracy:7.2%}")
+
+    files.write_csv(files.STUDY, evaluation.Result._fields, results)
+    best = evaluation.choose_best(results)
+    files.write_json(files.EVALUATION, evaluation.evaluation(results, best))
+    confusion = evaluation.confusion(labels, predicted[best.variant], classes)
+    files.write_csv(files.CONFUSION, ("actual", "predicted", "images"), confusion)
+
+    transform = files.read_json(files.STATISTICS)
+    model = build_network(
+        images.shape[1:],
+        len(classes),
+        **sizes,
+        dropout=best.dropout,
+        seed=best.seed,
+        scale=transform["scale"],
+        offset=transform["offset"],
+    )
+    model.load_weights(files.weights_file(best.variant))
+    evaluation.save_model(model, files.BEST_MODEL)
+    say(f"best by validation accuracy: {best.variant}, saved as {files.BEST_MODEL}")
+
+
+if __name__ == "__main__":
+    run_stage(main, __doc__)

@@ -1,0 +1,43 @@
+"""Hold out validation images, and turn pixels into network inputs by statistics of the rest."""
+
+import numpy as np
+
+from dropout_study import files, normalization
+from dropout_study.errors import run_stage
+from dropout_study.progress import say
+from dropout_study.settings import load_settings
+
+
+def main() -> None:
+    """Write data/normalized/ and metrics/normalization.json."""
+    settings = load_settings().normalize
+    images = {part: files.read_array(files.images_file(files.RAW, part)) for part in ("train", "test")}
+    labels = {part: files.read_array(files.labels_file(files.RAW, part)) for part in ("train", "test")}
+    in_use = labels["train"][: settings.train_size]
+    train, held_out = normalization.hold_out(in_use, settings.validation, settings.seed)
+    test = np.arange(len(labels["test"]))
+    parts = {
+        "train": ("train", train),
+        "validation": ("test", test) if settings.validation == "test" else ("train", held_out),
+        "test": ("test", test),
+    }
+    counts = {part: normalization.count_values(images[source], indices) for part, (source, indices) in parts.items()}
+    statistics = normalization.statistics(counts["train"])
+    transform = normalization.fit(statistics, settings.method)
+    summary = {}
+    for part, (source, indices) in parts.items():
+        shape = (len(indices), *images[source].shape[1:])
+        blocks = normalization.transformed(images[source], indices, transform)
+        files.write_blocks(files.images_file(files.NORMALIZED, part), shape, blocks)
+        files.write_array(files.labels_file(files.NORMALIZED, part), labels[source][indices])
+        before = normalization.summary(counts[part])
+        after = normalization.summary(counts[part], transform.table)
+        summary[part] = {"images": len(indices), "before": before, "after": after}
+        say(f"{part}: {len(indices)} images, before {before}, after {after}")
+    per_channel = {name: value.tolist() for name, value in vars(statistics).items()}
+    files.write_json(files.STATISTICS, {"method": settings.method, **transform.to_json(), **per_channel})
+    files.write_json(files.NORMALIZATION, summary)
+
+
+if __name__ == "__main__":
+    run_stage(main, __doc__)

@@ -51,11 +51,13 @@ clean: ## Remove the environment and what tools leave behind; results and DVC's 
 	$(PYTHON) -m venv .venv
 
 .venv/installed: requirements.txt pyproject.toml | .venv/bin/pip
+	@echo "installing the pinned dependencies: a minute or two"
 	pip install --quiet --requirement requirements.txt
 	pip install --quiet --no-deps --editable .
 	@touch $@
 
 .venv/installed-test: requirements-test.txt pyproject.toml | .venv/bin/pip
+	@echo "installing the pinned dependencies and the test tools: a minute or two"
 	pip install --quiet --requirement requirements-test.txt
 	pip install --quiet --no-deps --editable .
 	@touch $@ .venv/installed

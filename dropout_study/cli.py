@@ -48,8 +48,8 @@ def results() -> None:
     from dropout_study import evaluation
 
     rows = evaluation.read_results()
-    best = evaluation.choose_best(rows)
     click.echo(evaluation.table(rows))
+    best = evaluation.choose_best(rows)
     click.echo(
         f"\nBest by validation accuracy ({best.validation_accuracy:.1%}): {best.variant}, "
         f"test accuracy {best.test_accuracy:.1%}, test loss {best.test_loss:.3f}; "

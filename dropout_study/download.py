@@ -4,6 +4,7 @@ import fcntl
 import hashlib
 import os
 import re
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +21,9 @@ from dropout_study.progress import download_bar, say
 
 CHUNK = 1 << 20
 TIMEOUT = (10, 30)  # seconds to connect, and between two pieces of the answer
+BROKEN = (requests.Timeout, requests.exceptions.ChunkedEncodingError, urllib3.exceptions.HTTPError)
 BROKEN_CONNECTIONS = 5  # in a row without a byte gained, before the next place is tried
+PAUSE = 1.0  # seconds, times the number of connections in a row that broke without a byte gained
 MAXIMUM_BYTES = 2 << 30  # what no archive of ours reaches; a stream that does not end is cut here
 
 
@@ -83,39 +86,56 @@ def fetch(places: Sequence[str], sha256: str, directory: Path) -> Path:
 
 
 def _fetch_from(place: str, part: Path, sha256: str) -> None:
-    """Complete `part` from `place`; raises `_RefusalError` if what then lies there is not the wanted content."""
-    resumed = part.stat().st_size > 0
-    attempts = 0
+    """Complete `part` from `place`; raises `_RefusalError`, with `part` as it was, if the content is another."""
+    kept = part.stat().st_size
+    if kept:
+        if _complete(place, part, from_start=False) and _hash(part) == sha256:
+            return
+        # Which bytes are wrong, those that were here or those that came, only a whole file can tell.
+        os.truncate(part, kept)
+        say(f"{place}: cannot go on with the {kept:,} bytes that are here; starting from the beginning")
+    fresh = part.with_suffix(".fresh") if kept else part
+    try:
+        _complete(place, fresh, from_start=True)
+        found = _hash(fresh)
+        if found != sha256:
+            with fresh.open("rb") as file:
+                what = "an HTML page, " if file.read(512).lstrip()[:1] == b"<" else ""
+            os.truncate(fresh, 0)
+            raise _RefusalError(f"sent {what}content with SHA-256 {found}")
+        fresh.replace(part)
+    finally:
+        if kept:
+            fresh.unlink(missing_ok=True)
+
+
+def _complete(place: str, path: Path, from_start: bool) -> bool:
+    """Append to `path` what it lacks of the file at `place`, and go on where a connection breaks.
+
+    Returns False, with nothing written, if that takes starting from the beginning and `from_start` is not set.
+    """
+    path.touch()
+    in_vain = 0
     while True:
-        before = part.stat().st_size
+        before = path.stat().st_size
         try:
-            _append(place, part)
-            break
+            return _append(place, path, from_start)
         except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
-            gained = part.stat().st_size > before
-            attempts = 0 if gained else attempts + 1
-            if attempts == BROKEN_CONNECTIONS or (isinstance(error, requests.ConnectionError) and not gained):
+            in_vain = 0 if path.stat().st_size > before else in_vain + 1
+            if in_vain == BROKEN_CONNECTIONS or not isinstance(error, BROKEN):
                 raise _RefusalError(_reason(error)) from error
-            say(f"{place}: {_reason(error)}; going on at byte {part.stat().st_size:,}")
-    found = _hash(part)
-    if found == sha256:
-        return
-    content = part.read_bytes()[:512]
-    with part.open("wb"):
-        pass
-    if resumed:
-        # The beginning may have come from somewhere else: this place deserves a try of its own.
-        say(f"{place}: with what was there before, the hash is wrong; starting from the beginning")
-        _fetch_from(place, part, sha256)
-        return
-    what = "an HTML page, " if content.lstrip()[:1] == b"<" else ""
-    raise _RefusalError(f"sent {what}content with SHA-256 {found}")
+            say(f"{place}: {_reason(error)}; going on at byte {path.stat().st_size:,}")
+            time.sleep(in_vain * PAUSE)
+        except ValueError as error:
+            raise _RefusalError(f"not an address: {error}") from error
 
 
-def _append(place: str, part: Path) -> None:
-    """Append to `part` what it lacks of the file at `place`."""
-    with _open(place, part.stat().st_size) as answer, part.open("rb+") as file:
-        file.truncate(answer.start)
+def _append(place: str, path: Path, from_start: bool) -> bool:
+    with _open(place, path.stat().st_size) as answer, path.open("rb+") as file:
+        if answer.start < path.stat().st_size:
+            if not from_start:
+                return False
+            file.truncate(answer.start)
         file.seek(answer.start)
         most = min(answer.total or MAXIMUM_BYTES, MAXIMUM_BYTES)
         with download_bar(Path(urlsplit(place).path).name, answer.start, answer.total) as bar:
@@ -131,6 +151,7 @@ def _append(place: str, part: Path) -> None:
             raise requests.exceptions.ChunkedEncodingError(
                 f"the connection ended at byte {file.tell():,} of {answer.total:,}"
             )
+    return True
 
 
 @contextmanager
@@ -161,6 +182,8 @@ def _request(place: str, start: int) -> requests.Response:
 
 def _interpret(response: requests.Response, start: int) -> _Answer:
     pieces = response.raw.stream(CHUNK, decode_content=False)
+    if response.headers.get("Content-Type", "").startswith("text/html"):
+        raise _RefusalError(f"answered {response.status_code} with an HTML page")
     if response.status_code == 206:
         match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
         if match is None or int(match[1]) != start:

@@ -47,7 +47,7 @@ def make_result(variant: Variant, history: Sequence[dict[str, str]], test_loss: 
     last = history[-1]
     epochs = int(last["epoch"])
     figures: dict[str, Any] = {column: float(value) for column, value in last.items() if column != "epoch"}
-    diverged = None if all(map(math.isfinite, figures.values())) else epochs
+    diverged = None if all(map(math.isfinite, [*figures.values(), test_loss])) else epochs
     return Result(
         *variant, epochs=epochs, diverged=diverged, **figures, test_loss=test_loss, test_accuracy=test_accuracy
     )
@@ -86,21 +86,25 @@ def choose_best(results: Iterable[Result]) -> Result:
 
 def evaluation(results: Sequence[Result], best: Result) -> dict[str, object]:
     """Return what `dvc metrics diff` compares: the best variant, and accuracy and loss of each."""
-    variants: dict[str, dict[str, float]] = {}
+    variants: dict[str, dict[str, float | None]] = {}
     for result in results:
         variants[result.variant] = {
-            "accuracy": round(result.test_accuracy, 6),
-            "loss": round(result.test_loss, 6),
+            "accuracy": _rounded(result.test_accuracy),
+            "loss": _rounded(result.test_loss),
         }
         if result.diverged is not None:
             variants[result.variant]["diverged"] = result.diverged
     return {
         "best": {
             "variant": best.variant,
-            **{column: round(getattr(best, column), 6) for column in Result._fields[8:]},
+            **{column: _rounded(getattr(best, column)) for column in Result._fields[8:]},
         },
         "variants": variants,
     }
+
+
+def _rounded(value: float) -> float | None:
+    return round(value, 6) if math.isfinite(value) else None
 
 
 def confusion(labels: np.ndarray, predicted: np.ndarray, classes: Sequence[str]) -> list[tuple[str, str, int]]:
@@ -123,21 +127,24 @@ def by_rate(results: Iterable[Result]) -> dict[tuple[str, float], list[Result]]:
 
 
 def table(results: Sequence[Result]) -> str:
-    """Return test accuracy and loss by optimizer and dropout, mean ± standard deviation over seeds."""
+    """Return test accuracy and loss by optimizer and dropout, mean ± standard deviation over finished runs."""
     lines = [f"{'optimizer':<10}{'dropout':>8}{'runs':>6}  {'test accuracy':>17}  {'test loss':>17}"]
     for (optimizer, dropout), group in by_rate(results).items():
-        accuracies = [100 * result.test_accuracy for result in group]
-        losses = [result.test_loss for result in group]
-        diverged = [result.variant for result in group if result.diverged is not None]
+        finished = [result for result in group if result.diverged is None]
+        accuracies = [100 * result.test_accuracy for result in finished]
+        losses = [result.test_loss for result in finished]
+        diverged = [f"{r.variant} in epoch {r.diverged}" for r in group if r.diverged is not None]
         note = f"  diverged: {', '.join(diverged)}" if diverged else ""
         lines.append(
-            f"{optimizer:<10}{dropout:>8g}{len(group):>6}  "
+            f"{optimizer:<10}{dropout:>8g}{len(finished):>6}  "
             f"{_spread(accuracies, '.1f', ' %'):>17}  {_spread(losses, '.3f', ''):>17}{note}"
         )
     return "\n".join(lines)
 
 
 def _spread(values: Sequence[float], form: str, unit: str) -> str:
+    if not values:
+        return "–"
     deviation = f" ± {stdev(values):{form}}" if len(values) > 1 else ""
     return f"{fmean(values):{form}}{deviation}{unit}"
 

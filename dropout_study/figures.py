@@ -61,11 +61,15 @@ def samples(images: np.ndarray, names: Sequence[str]) -> Figure:
 def bars(by_rate: Mapping[float, Sequence[float]], optimizer: str, quantity: str, chance: float | None) -> Figure:
     """Return the article's bar chart: the mean of `quantity` for each dropout rate, a point for every seed.
 
-    `chance`, where it makes sense, is drawn as a line: what guessing would get.
+    A rate without values has none because its runs diverged, and says so. `chance`, where it makes sense, is drawn
+    as a line: what guessing would get.
     """
     figure = _figure(6.4, 4.2)
     axes = figure.subplots()
     for i, values in enumerate(by_rate.values()):
+        if not values:
+            axes.annotate("diverged", (i, 0), xytext=(0, 4), textcoords="offset points", ha="center", color=CHANCE)
+            continue
         axes.bar(i, fmean(values), color=BAR, width=0.7)
         if len(values) > 1:
             spread = np.linspace(-0.12, 0.12, len(values))

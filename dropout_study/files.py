@@ -29,6 +29,7 @@ TIMING = Path("metrics/timing")
 STUDY = Path("metrics/study.csv")
 EVALUATION = Path("metrics/evaluation.json")
 CONFUSION = Path("metrics/confusion.csv")
+HISTORIES = Path("metrics/histories.csv")
 PLOTS = Path("metrics/plots")
 CLASSES = RAW / "classes.json"
 

@@ -63,6 +63,16 @@ def build_network(
     return keras.Model(inputs, outputs, name="article")
 
 
+def use_threads(threads: int) -> None:
+    """Have TensorFlow compute on `threads` threads (0: one a core), and equal runs give equal bytes.
+
+    To be called before anything is computed.
+    """
+    tf.config.threading.set_intra_op_parallelism_threads(threads)
+    tf.config.threading.set_inter_op_parallelism_threads(1 if threads == 1 else 0)
+    tf.config.experimental.enable_op_determinism()
+
+
 class Measured(NamedTuple):
     """What a network makes of labelled images."""
 

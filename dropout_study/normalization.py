@@ -1,12 +1,12 @@
 """Statistics of the training images, and the two transforms that they define.
 
 A pixel has 256 possible values, so everything is computed from counts of values per channel: exactly, in
-integers, without a floating-point copy of the images. A transform is a table of 256 float32 values per channel.
+integers, without a floating-point copy of the images.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from sklearn.model_selection import train_test_split
@@ -42,11 +42,6 @@ class Transform:
     def to_json(self) -> dict[str, list[float]]:
         """Return the transform as JSON holds it, exactly."""
         return {"scale": self.scale.tolist(), "offset": self.offset.tolist()}
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> "Transform":
-        """Return the transform that `to_json` saved."""
-        return cls(np.array(value["scale"], np.float32), np.array(value["offset"], np.float32))
 
 
 def hold_out(labels: np.ndarray, share: float | Literal["test"], seed: int) -> tuple[np.ndarray, np.ndarray]:

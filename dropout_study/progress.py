@@ -3,18 +3,19 @@
 import importlib.metadata
 import os
 import platform
-import re
+import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-START_UP_NOISE = re.compile(
-    rb"WARNING: All log messages before absl::InitializeLog|I0000 .*(oneDNN|cudart_stub|cpu_feature_guard)"
-    rb"|To enable the following instructions|E0000 .*failed call to cuInit"
+START_UP_NOISE = (
+    "^WARNING: All log messages before absl::InitializeLog",
+    "^I0000 .*(oneDNN|cudart_stub|cpu_feature_guard)",
+    "^To enable the following instructions",
 )
 
 
@@ -25,25 +26,25 @@ def say(text: str) -> None:
 
 @contextmanager
 def without_start_up_noise() -> Iterator[None]:
-    """Hold back what TensorFlow's libraries say of themselves while they are loaded, and pass on the rest.
+    """Keep back what TensorFlow's libraries say of themselves while they are loaded, and pass on the rest.
 
     They write it to file descriptor 2 before any setting that should silence them is in force
-    (https://github.com/tensorflow/tensorflow/issues/100442), four lines in every stage.
+    (https://github.com/tensorflow/tensorflow/issues/100442), four lines in every stage. A process of its own
+    filters them, so that the last words of a library that aborts are not lost.
     """
+    noise = [*START_UP_NOISE] if Path("/dev/nvidiactl").exists() else [*START_UP_NOISE, "failed call to cuInit"]
+    command = ["grep", "--text", "--line-buffered", "--invert-match", "--extended-regexp", "|".join(noise)]
     sys.stderr.flush()
     stderr = os.dup(2)
-    with tempfile.TemporaryFile() as held_back:
-        os.dup2(held_back.fileno(), 2)
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=stderr) as rest:
+        assert rest.stdin
+        os.dup2(rest.stdin.fileno(), 2)
         try:
             yield
         finally:
             sys.stderr.flush()
             os.dup2(stderr, 2)
             os.close(stderr)
-            held_back.seek(0)
-            for line in held_back:
-                if not START_UP_NOISE.match(line):
-                    os.write(2, line)
 
 
 @contextmanager

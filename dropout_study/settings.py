@@ -37,7 +37,7 @@ def _number(value: Any) -> int | float:
 
 def _rate(value: Any) -> float:
     # The number stays as it was written: 0 and 0.0 are different keys to DVC.
-    if not 0 <= _number(value) < 1:
+    if not 0 <= _number(value) < 1 or math.copysign(1, value) < 0:
         raise ValueError("a dropout rate is at least 0 and below 1")
     return value
 
@@ -107,7 +107,7 @@ class Train(_Section):
     epochs: Count
     learning_rate: LearningRate
     learning_rate_decay: Annotated[float, Field(gt=0, le=1)]
-    threads: Annotated[int, Field(ge=0)]
+    threads: Annotated[int, Field(ge=0, le=1024)]
 
 
 class Study(_Section):
@@ -156,6 +156,11 @@ class Settings(_Section):
         return variants[key]
 
     @property
+    def classes(self) -> int:
+        """The number of classes of the data set."""
+        return len(DATASETS[self.dataset].classes)
+
+    @property
     def images_in_use(self) -> int:
         """The number of images taken from the training set, held-out ones included."""
         return self.normalize.train_size or DATASETS[self.dataset].train_images
@@ -175,14 +180,16 @@ def load_settings(path: Path = files.SETTINGS) -> Settings:
         raise StudyError(
             f"{path}: there is no such file; copy one from presets/, for example presets/quick.yaml"
         ) from None
-    except (YAMLError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise StudyError(f"{path}: cannot be read: {error.strerror}") from None
+    except (YAMLError, ValueError) as error:
         raise StudyError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(raw, dict):
         raise StudyError(f"{path}: expected settings by name, as in presets/quick.yaml, found {raw!r}")
     try:
         settings = Settings.model_validate(raw)
     except ValidationError as error:
-        problems = [_explain(details, raw) for details in error.errors(include_url=False)]
+        problems = [_explain(details) for details in error.errors(include_url=False)]
     else:
         problems = _contradictions(settings)
     if problems:
@@ -199,6 +206,14 @@ def _contradictions(settings: Settings) -> list[str]:
             f"{dataset.train_images} training images; take fewer, or null for all"
         ]
     problems = []
+    held_out = settings.images_in_use - settings.images_to_train_on
+    fewest = min(settings.images_to_train_on, held_out or settings.classes)
+    if fewest < settings.classes:
+        problems.append(
+            f"normalize.validation = {settings.normalize.validation}: of {settings.images_in_use} images it holds out "
+            f"{held_out} and leaves {settings.images_to_train_on}, too few for each of {settings.classes} classes on "
+            "both sides; use more images or another share"
+        )
     if settings.train.batch_size > settings.images_to_train_on:
         problems.append(
             f"train.batch_size = {settings.train.batch_size}: larger than the data, which leaves "
@@ -214,7 +229,7 @@ def _contradictions(settings: Settings) -> list[str]:
     return problems
 
 
-def _explain(details: ErrorDetails, raw: dict[str, Any]) -> str:
+def _explain(details: ErrorDetails) -> str:
     """Return one line for one of pydantic's errors: the key, its value, what is allowed."""
     location = details["loc"]
     key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")

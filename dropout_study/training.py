@@ -45,16 +45,6 @@ class Training:
     diverged: Divergence | None = None
 
 
-def use_threads(threads: int) -> None:
-    """Have TensorFlow compute on `threads` threads (0: one a core), and equal runs give equal bytes.
-
-    To be called before anything is computed.
-    """
-    tf.config.threading.set_intra_op_parallelism_threads(threads)
-    tf.config.threading.set_inter_op_parallelism_threads(1 if threads == 1 else 0)
-    tf.config.experimental.enable_op_determinism()
-
-
 def make_optimizer(name: str, learning_rate: float) -> keras.Optimizer:
     """Return the optimizer `name` ("sgd", "adadelta" or "adam").
 
@@ -94,8 +84,9 @@ def train(
     Every epoch sees every image once, in an order of its own; the last batch may be short. The loss is the
     categorical cross-entropy. After each epoch the learning rate is multiplied by `learning_rate_decay`.
 
-    When a loss or a weight stops being finite, training ends: the history's last row is that epoch, with losses
-    that are not finite, and `network` has the weights of the last epoch before it (the initial ones if none).
+    When a loss or a weight stops being finite, training ends: the history's last row is that epoch, with a
+    validation loss that is not finite, and `network` has the weights of the last epoch before it (the initial ones
+    if none).
     """
     step = _make_step(network, optimizer)
     measure = make_measure(network)

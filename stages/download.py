@@ -1,10 +1,9 @@
 """Fetch the data set, verify it and save it as uint8 arrays in data/raw/."""
 
-import importlib
 import os
 
 from dropout_study import files
-from dropout_study.datasets import DATASETS, Arrays, describe
+from dropout_study.datasets import DATASETS, cifar10, describe, digits
 from dropout_study.download import fetch
 from dropout_study.errors import run_stage
 from dropout_study.progress import say
@@ -14,14 +13,12 @@ from dropout_study.settings import load_settings
 def main() -> None:
     """Load the data set of the settings and write data/raw/ and metrics/dataset.json."""
     settings = load_settings()
-    dataset = importlib.import_module(f"dropout_study.datasets.{settings.dataset}")
     if settings.dataset == "cifar10":
         local = os.environ.get("CIFAR10_ARCHIVE")
-        places = [local] if local else []
-        archive = fetch([*places, *settings.download.urls], settings.download.sha256, files.DOWNLOADS)
-        arrays: Arrays = dataset.load(archive)
+        places = [*([local] if local else []), *settings.download.urls]
+        arrays = cifar10.load(fetch(places, settings.download.sha256, files.DOWNLOADS))
     else:
-        arrays = dataset.load()
+        arrays = digits.load()
     for name, array in arrays._asdict().items():
         files.write_array(files.RAW / f"{name}.npy", array)
     files.write_json(files.CLASSES, list(DATASETS[settings.dataset].classes))

@@ -13,8 +13,9 @@ def main() -> None:
     if strangers:
         say(f"removed, no longer in the study (DVC has them in its cache): {', '.join(map(str, strangers))}")
 
-    from dropout_study.network import build_network, make_measure  # only now: TensorFlow takes seconds
+    from dropout_study.network import build_network, make_measure, use_threads  # only now: it takes seconds
 
+    use_threads(settings.train.threads)
     images = files.read_array(files.images_file(files.NORMALIZED, "test"))
     labels = files.read_array(files.labels_file(files.NORMALIZED, "test"))
     classes = files.read_json(files.CLASSES)

@@ -26,8 +26,8 @@ def main() -> None:
     }
     for optimizer in dict.fromkeys(result.optimizer for result in results):
         rates = {rate: group for (name, rate), group in groups.items() if name == optimizer}
-        accuracies = {rate: [r.test_accuracy for r in group] for rate, group in rates.items()}
-        losses = {rate: [r.test_loss for r in group] for rate, group in rates.items()}
+        accuracies = {rate: [r.test_accuracy for r in group if not r.diverged] for rate, group in rates.items()}
+        losses = {rate: [r.test_loss for r in group if not r.diverged] for rate, group in rates.items()}
         runs = {rate: [histories[r.variant] for r in group] for rate, group in rates.items()}
         for name, figure in {
             "accuracy": figures.bars(accuracies, optimizer, "test accuracy", 1 / len(classes)),
@@ -36,7 +36,7 @@ def main() -> None:
         }.items():
             figures.save(figure, files.PLOTS / f"{name}-{optimizer}.png")
     rows = figures.history_rows(results, histories)
-    files.write_csv(files.PLOTS / "histories.csv", figures.HISTORY_COLUMNS, rows)
+    files.write_csv(files.HISTORIES, figures.HISTORY_COLUMNS, rows)
     say(f"pictures: {files.PLOTS}/; as a page: dvc plots show --open; the table: dropout-study results")
 
 

@@ -19,7 +19,7 @@ def main(key: str | None = None) -> None:
 
     from dropout_study import network, training  # TensorFlow takes seconds: only once the settings are right
 
-    training.use_threads(settings.train.threads)
+    network.use_threads(settings.train.threads)
     train, validation = (
         training.Images(
             files.read_array(files.images_file(files.NORMALIZED, part)),
@@ -29,7 +29,7 @@ def main(key: str | None = None) -> None:
     )
     model = network.build_network(
         train.images.shape[1:],
-        len(files.read_json(files.CLASSES)),
+        settings.classes,
         **settings.network.model_dump(),
         dropout=variant.dropout,
         seed=variant.seed,

@@ -125,6 +125,7 @@ def copy_project(destination: Path) -> Clone:
 def small_project(destination: Path) -> Clone:
     """Copy the project with a tiny network and without results."""
     clone = copy_project(destination)
+    shutil.copy(PROJECT / "presets/quick.yaml", destination / "params.yaml")
     clone.change(**{key.replace(".", "__"): value for key, value in SMALL.items()})
     shutil.rmtree(destination / "metrics")
     (destination / "dvc.lock").unlink(missing_ok=True)

@@ -17,11 +17,11 @@ hypothesis.settings.load_profile("study")
 
 @pytest.fixture
 def write_settings(tmp_path: Path) -> Callable[..., Path]:
-    """Return a function that writes the default params.yaml with some keys ("train.epochs") changed."""
+    """Return a function that writes the default settings with some keys ("train.epochs") changed."""
 
     def write(**changes: Any) -> Path:
         path = tmp_path / "params.yaml"
-        shutil.copy(PROJECT / "params.yaml", path)
+        shutil.copy(PROJECT / "presets/quick.yaml", path)
         change_settings(path, {key.replace("__", "."): value for key, value in changes.items()})
         return path
 

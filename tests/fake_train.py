@@ -29,7 +29,7 @@ def shapes(settings: Settings) -> dict[str, tuple[int, ...]]:
         channels = count
         side //= 2 if i else 1
     inputs = side * side * channels
-    for i, count in enumerate([*network.units, len(files.read_json(files.CLASSES))]):
+    for i, count in enumerate([*network.units, settings.classes]):
         name = "dense" + (f"_{i}" if i else "")
         found[f"layers/{name}/vars/0"] = (inputs, count)
         found[f"layers/{name}/vars/1"] = (count,)

@@ -16,7 +16,7 @@ def run(*arguments: str) -> tuple[int, str, str]:
 
 
 def test_check_says_what_the_settings_amount_to() -> None:
-    status, out, _ = run("check", str(PROJECT / "params.yaml"))
+    status, out, _ = run("check", str(PROJECT / "presets/quick.yaml"))
     assert status == 0
     assert "valid. digits, 1167 images to train on; 15 variants (optimizers adadelta, dropouts 0.0 0.3" in out
 
@@ -44,6 +44,15 @@ def test_results_prints_table_best_and_where_to_look(tmp_path: Path, monkeypatch
     assert out.startswith(evaluation.table(rows))
     assert "Best by validation accuracy (90.0%): sgd-0.5-0, test accuracy 80.0%" in out
     assert "dvc plots show" in out
+
+
+def test_results_shows_the_table_even_if_all_diverged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    files.write_csv(files.STUDY, evaluation.Result._fields, [result("sgd-0.1-0", diverged=2)])
+    status, out, err = run("results")
+    assert status == 1
+    assert "diverged: sgd-0.1-0 in epoch 2" in out
+    assert err.startswith("error: every variant of the study diverged")
 
 
 def test_results_without_a_run_says_how_to_make_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

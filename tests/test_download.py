@@ -70,10 +70,13 @@ class Handler(BaseHTTPRequestHandler):
         self.answer(206, CONTENT, Content_Range=f"bytes 0-{len(CONTENT) - 1}/{len(CONTENT)}")
 
     def busy(self, start: int) -> None:
-        self.answer(503, HTML)
+        self.answer(503, b"")
 
     def page(self, start: int) -> None:
         self.answer(200, HTML, Content_Type="text/html")
+
+    def unlabelled_page(self, start: int) -> None:
+        self.answer(200, HTML)
 
     def other(self, start: int) -> None:
         self.answer(200, CONTENT[::-1])
@@ -95,6 +98,11 @@ class Server(ThreadingHTTPServer):
 
     def address(self, how: str) -> str:
         return f"http://127.0.0.1:{self.server_port}/{how}/archive.tar.gz"
+
+
+@pytest.fixture(autouse=True)
+def without_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(download, "PAUSE", 0)
 
 
 @pytest.fixture
@@ -166,6 +174,24 @@ def test_one_place_goes_on_with_what_another_began(server: Server, tmp_path: Pat
     assert server.requests == [("busy", 500_000), ("good", 500_000)]
 
 
+@pytest.mark.parametrize("how", ["page", "unlabelled_page", "other", "breaks_at_once"])
+def test_a_bad_place_does_not_cost_what_has_come(server: Server, tmp_path: Path, how: str) -> None:
+    part_file(tmp_path).write_bytes(CONTENT[:900_000])
+    places = [server.address(how), server.address("good")]
+    assert fetch(places, SHA256, tmp_path).read_bytes() == CONTENT
+    assert server.requests[-1] == ("good", 900_000)
+    assert os.listdir(tmp_path) == [SHA256]
+
+
+@pytest.mark.parametrize("address", ["http://", "http://a:b/c", "file://[x", "http://host.invalid:99999/x"])
+def test_what_is_no_address_is_refused_at_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], address: str
+) -> None:
+    with pytest.raises(StudyError, match="no place had the file"):
+        fetch([address], SHA256, tmp_path)
+    assert "going on" not in capsys.readouterr().out
+
+
 def test_bytes_are_taken_as_they_are_whatever_the_server_calls_them(server: Server, tmp_path: Path) -> None:
     assert fetch([server.address("labelled_gzip")], SHA256, tmp_path).read_bytes() == CONTENT
 
@@ -174,7 +200,8 @@ def test_bytes_are_taken_as_they_are_whatever_the_server_calls_them(server: Serv
     ("how", "message"),
     [
         ("busy", "answered 503 Service Unavailable"),
-        ("page", "sent an HTML page, content with SHA-256"),
+        ("page", "answered 200 with an HTML page"),
+        ("unlabelled_page", "sent an HTML page, content with SHA-256"),
         ("other", "sent content with SHA-256"),
         ("breaks_at_once", "IncompleteRead"),
     ],

@@ -60,6 +60,13 @@ def test_results_survive_their_table(tmp_path: Path) -> None:
     assert evaluation.read_results(tmp_path / "study.csv") == results
 
 
+def test_a_test_loss_that_is_not_finite_is_a_divergence_that_json_can_hold(tmp_path: Path) -> None:
+    made = evaluation.make_result(Variant("sgd-0-7", "sgd", 0.0, 7), history((1, 2.0, 0.1, 2.1, 0.2)), math.inf, 0.1)
+    assert made.diverged == 1
+    files.write_json(tmp_path / "evaluation.json", evaluation.evaluation([made], result("sgd-0-8")))
+    assert files.read_json(tmp_path / "evaluation.json")["variants"]["sgd-0-7"]["loss"] is None
+
+
 def test_no_results_yet_is_said(tmp_path: Path) -> None:
     with pytest.raises(StudyError, match="there are no results yet; `dvc repro` makes them"):
         evaluation.read_results(tmp_path / "study.csv")
@@ -124,9 +131,9 @@ def test_the_table_has_mean_and_deviation_by_rate_in_order() -> None:
     assert [line.split() for line in lines[1:]] == [
         ["sgd", "0.1", "1", "80.0", "%", "0.500"],
         ["sgd", "0.5", "2", "85.0", "±", "7.1", "%", "0.600", "±", "0.141"],
-        ["adam", "0", "1", "12.3", "%", "2.500", "diverged:", "adam-0-0"],
+        ["adam", "0", "0", "–", "–", "diverged:", "adam-0-0", "in", "epoch", "1"],
     ]
-    assert len({line.index("%") for line in lines[1:]}) == 1
+    assert len({line.index("%") for line in lines[1:3]}) == 1
 
 
 def test_only_files_of_strange_variants_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,6 +58,12 @@ def test_bars_are_means_and_points_are_seeds() -> None:
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("dropout rate", "test accuracy")
 
 
+def test_a_rate_whose_runs_all_diverged_is_marked() -> None:
+    axes = figures.bars({0.0: [0.5], 0.5: []}, "sgd", "test accuracy", 0.1).axes[0]
+    assert len(axes.patches) == 1
+    assert "diverged" in {text.get_text() for text in axes.texts}
+
+
 def test_histories_have_a_column_a_rate_and_a_line_a_seed_and_part() -> None:
     axes = all_figures()["histories"].axes
     assert [a.get_title() for a in axes[:2]] == ["dropout 0", "dropout 0.5"]

@@ -43,6 +43,19 @@ def test_start_up_noise_is_held_back_and_everything_else_passed_on() -> None:
     assert run.stderr == b"E0000 00:00:1 2 other.cc:1] out of memory\nafter\n"
 
 
+def test_the_last_words_of_a_library_that_aborts_are_passed_on() -> None:
+    code = (
+        "import os\n"
+        "from dropout_study.progress import without_start_up_noise\n"
+        "with without_start_up_noise():\n"
+        "    os.write(2, b'F0000 this processor will not do\\n')\n"
+        "    os.abort()\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert run.returncode < 0
+    assert run.stderr == b"F0000 this processor will not do\n"
+
+
 def test_importing_the_network_says_nothing() -> None:
     run = subprocess.run(
         [sys.executable, "-c", "import dropout_study.network"],

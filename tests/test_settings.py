@@ -26,10 +26,6 @@ def test_there_are_the_presets_that_the_readme_names() -> None:
     assert names == {"quick", "cifar10-small", "article-sgd", "article-adadelta", "article-notebook"}
 
 
-def test_the_default_settings_are_the_quick_preset() -> None:
-    assert (PROJECT / "params.yaml").read_bytes() == (PROJECT / "presets/quick.yaml").read_bytes()
-
-
 def test_quick_preset() -> None:
     settings = load_settings(PROJECT / "presets/quick.yaml")
     assert settings.dataset == "digits"
@@ -79,6 +75,8 @@ BAD = [
     ("train__epoch", 6, "train.epoch: unknown key; did you mean epochs?"),
     ("trian", {}, "trian: unknown key; did you mean train?"),
     ("train__batch_size", 1168, "train.batch_size = 1168: larger than the data, which leaves 1167"),
+    ("study__dropouts", [-0.0], "study.dropouts[0] = -0.0: a dropout rate is at least 0 and below 1"),
+    ("train__threads", 9999, "train.threads = 9999: must be less than or equal to 1024"),
     ("train__threads", -1, "train.threads = -1: must be greater than or equal to 0"),
     ("train__learning_rate", 0.1, "train.learning_rate = 0.1: a section"),
     ("train__learning_rate__sgd", 0.0, "train.learning_rate.sgd = 0.0: must be greater than 0"),
@@ -105,6 +103,16 @@ BAD = [
     ("normalize__train_size", 60_000, "normalize.train_size = 60000: digits has 1297 training images"),
     ("normalize__train_size", 0, "normalize.train_size = 0: must be greater than or equal to 1"),
     ("normalize__validation", 1, "normalize.validation = 1: either a share"),
+    (
+        "normalize__validation",
+        0.005,
+        "normalize.validation = 0.005: of 1297 images it holds out 7 and leaves 1290, too few",
+    ),
+    (
+        "normalize__validation",
+        0.995,
+        "normalize.validation = 0.995: of 1297 images it holds out 1291 and leaves 6, too",
+    ),
     ("normalize__validation", "tset", "normalize.validation = 'tset': either a share"),
     ("normalize__method", "z", "normalize.method = 'z': must be 'standardize' or 'minmax'"),
     ("network__filters", [8] * 6, "network.filters = [8, 8, 8, 8, 8, 8]: each filter count after the first"),
@@ -157,6 +165,18 @@ def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
         load_settings(path)
 
 
+def test_a_number_of_five_thousand_digits_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text("train: " + 5_000 * "1")
+    with pytest.raises(StudyError, match="not valid YAML"):
+        load_settings(path)
+
+
+def test_a_directory_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(StudyError, match="cannot be read: Is a directory"):
+        load_settings(tmp_path)
+
+
 def test_missing_file_says_where_to_get_one(tmp_path: Path) -> None:
     with pytest.raises(StudyError, match="no such file; copy one from presets/"):
         load_settings(tmp_path / "params.yaml")
@@ -185,7 +205,7 @@ def test_variants_have_the_keys_that_dvc_gives_them(write_settings: Callable[...
 @pytest.mark.parametrize("key", ["adadelta-0-0", "adadelta-0.10-0", "", None, "../../etc/passwd"])
 def test_only_variants_of_the_study_are_found(key: str | None) -> None:
     with pytest.raises(StudyError, match="no such variant; name one of its 15, such as adadelta-0"):
-        load_settings(PROJECT / "params.yaml").variant(key)
+        load_settings(PROJECT / "presets/quick.yaml").variant(key)
 
 
 @given(
@@ -193,7 +213,7 @@ def test_only_variants_of_the_study_are_found(key: str | None) -> None:
     share=st.floats(0.01, 0.9),
 )
 def test_images_to_train_on_are_what_holding_out_leaves(size: int, share: float) -> None:
-    settings = load_settings(PROJECT / "params.yaml")
+    settings = load_settings(PROJECT / "presets/quick.yaml")
     normalize = settings.normalize.model_copy(update={"train_size": size, "validation": share})
     settings = settings.model_copy(update={"normalize": normalize})
     train, _ = train_test_split(np.arange(size), test_size=share)

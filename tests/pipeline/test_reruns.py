@@ -5,6 +5,7 @@ from itertools import pairwise
 
 import pytest
 
+from dropout_study.settings import load_settings
 from tests.clones import Clone
 
 pytestmark = pytest.mark.pipeline
@@ -118,3 +119,12 @@ def test_every_stage_has_a_description(clone: Clone) -> None:
     for line in listed:
         _, description = line.split(maxsplit=1)
         assert not description.startswith("Outputs")
+
+
+def test_the_library_calls_the_variants_as_dvc_does(clone: Clone) -> None:
+    rates = [0, 1e-05, 1e-7, 0.1, 0.30000000000000004, 0.999]
+    clone.change(study__optimizers=["adam", "sgd"], study__dropouts=rates, study__seeds=[0, 4294967295])
+    listed = clone.dvc("stage", "list", "--name-only").split()
+    keys = [name.partition("@")[2] for name in listed if name.startswith("train@")]
+    assert keys == [variant.key for variant in load_settings(clone.path / "params.yaml").variants]
+    assert len(keys) == 24

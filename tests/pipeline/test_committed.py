@@ -56,6 +56,10 @@ def test_outputs_are_either_cached_and_ignored_or_committed(committed: Clone) ->
         for out in [*stage["outs"], *stage.get("metrics", [])]:
             name = out if isinstance(out, str) else next(iter(out))
             name = name.replace("${key}", "adadelta-0.5-0")
-            ignored = committed.run("git", "check-ignore", "--quiet", name, check=False).returncode == 0
+            # With a slash for a directory that is not there, as in a clone without data.
+            ignored = any(
+                committed.run("git", "check-ignore", "--quiet", path, check=False).returncode == 0
+                for path in (name, f"{name}/")
+            )
             is_tracked = any(path == name or path.startswith(f"{name}/") for path in tracked)
             assert (ignored, is_tracked) == ((True, False) if isinstance(out, str) else (False, True)), name

@@ -60,7 +60,7 @@ def download_bar(name: str, done: int, total: int | None) -> "Iterator[tqdm[Any]
         total=total,
         unit="B",
         unit_scale=True,
-        leave=terminal,
+        delay=0 if terminal else 1,
         mininterval=0.1 if terminal else 30,
         maxinterval=10 if terminal else 60,
         bar_format=None if terminal else "{desc}: {n_fmt} of {total_fmt} at {rate_fmt}\n",

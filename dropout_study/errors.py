@@ -1,6 +1,7 @@
 """Errors that are meant to be read by the person who runs the study."""
 
 import argparse
+import signal
 import sys
 from collections.abc import Callable
 
@@ -13,7 +14,8 @@ def run_stage(main: Callable[..., None], description: str, *arguments: str) -> N
     """Run a stage's `main` as a command: `--help`, optional positional `arguments`, readable errors.
 
     A `StudyError` becomes one message on standard error and exit status 1, without a traceback.
-    Ctrl-C exits with 130, as shells expect.
+    Ctrl-C and SIGTERM raise KeyboardInterrupt
+    in `main`, and exit with 130 and 143, as shells expect.
     """
     parser = argparse.ArgumentParser(
         prog=f"python -m {_module_name()}",
@@ -24,14 +26,18 @@ def run_stage(main: Callable[..., None], description: str, *arguments: str) -> N
         name, _, text = argument.partition(": ")
         parser.add_argument(name, nargs="?", help=text)
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
         main(**vars(options))
     except StudyError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+    except KeyboardInterrupt as interrupt:
+        sys.exit(128 + (interrupt.args[0] if interrupt.args else signal.SIGINT))
+
+
+def _interrupt(number: int, _: object) -> None:
+    raise KeyboardInterrupt(number)
 
 
 def _module_name() -> str:

@@ -1,17 +1,20 @@
-"""The article's convolutional network, and its pass over images without dropout."""
+"""The article's convolutional network, and its passes over images: with dropout, and without."""
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 
-from dropout_study.progress import without_start_up_noise
+from dropout_study.progress import cores, without_start_up_noise
 
 with without_start_up_noise():
     import keras
     import tensorflow as tf
 
     tf.config.list_physical_devices()  # what looks for accelerators, and says so
+
+    from dropout_study.dropout import activate, activate_and_pool, layer_key
 
 INFERENCE_BATCH = 500
 
@@ -63,14 +66,80 @@ def build_network(
     return keras.Model(inputs, outputs, name="article")
 
 
-def use_threads(threads: int) -> None:
-    """Have TensorFlow compute on `threads` threads (0: one a core), and equal runs give equal bytes.
+MOST_SHARDS = 8
 
+
+def use_threads(threads: int) -> int:
+    """Have TensorFlow compute on `threads` threads (0: one a core); return into how many shards to split a batch.
+
+    Two threads that compute half a batch each are faster than two that share every operation of a whole one, so a
+    batch is split into a shard a thread, 8 at the most. Equal runs give equal bytes at equal numbers of threads.
     To be called before anything is computed.
     """
-    tf.config.threading.set_intra_op_parallelism_threads(threads)
-    tf.config.threading.set_inter_op_parallelism_threads(1 if threads == 1 else 0)
+    threads = threads or cores()
+    shards = 1 if tf.config.list_physical_devices("GPU") else min(threads, MOST_SHARDS)
+    tf.config.threading.set_inter_op_parallelism_threads(shards)
+    tf.config.threading.set_intra_op_parallelism_threads(max(1, threads // shards))
     tf.config.experimental.enable_op_determinism()
+    return shards
+
+
+Batch = Callable[[np.ndarray, np.ndarray], tuple[tf.Tensor, tf.Tensor]]
+
+
+def shards_at_once(
+    network: keras.Model, shards: int
+) -> Callable[[Callable[[tf.Tensor, tf.Tensor, list[slice]], tuple[tf.Tensor, tf.Tensor]]], Batch]:
+    """Return a decorator that traces a function of a batch of images and labels, and of its parts, as slices.
+
+    There are `shards` parts, as equal as can be and in order, or one if the batch has fewer images. What the function
+    computes for each of them depends on no other, so TensorFlow computes them at once. Traced once for any batch size.
+    """
+
+    def decorate(function: Callable[[tf.Tensor, tf.Tensor, list[slice]], tuple[tf.Tensor, tf.Tensor]]) -> Batch:
+        def traced(shards: int) -> Batch:
+            signature = [
+                tf.TensorSpec(network.input_shape, network.inputs[0].dtype),
+                tf.TensorSpec([None], tf.uint8),
+            ]
+
+            @tf.function(input_signature=signature, autograph=False)
+            def batch(images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+                bounds = [i * tf.shape(labels)[0] // shards for i in range(shards + 1)]
+                return function(images, labels, [slice(*pair) for pair in pairwise(bounds)])
+
+            return batch
+
+        split, whole = traced(shards), traced(1)
+        return lambda images, labels: (split if len(labels) >= shards else whole)(images, labels)
+
+    return decorate
+
+
+def training_logits(
+    network: keras.Model, images: tf.Tensor, numbers: tf.Tensor, *, dropout: float, seed: int, step: tf.Tensor
+) -> tf.Tensor:
+    """Return what `network` makes of `images` in training, before the softmax: float32 [N, classes].
+
+    The same layers as the network's own, with its weights; but what follows a convolution is one operation (see
+    `dropout_study.dropout`), with the masks of `seed` and `step`. `numbers` are those of the images in their batch.
+    """
+    x, layer = images, 0
+    layers = {layer.name: layer for layer in network.layers}
+    for layer in range(sum(name.startswith("convolution_") for name in layers)):
+        convolution = layers[f"convolution_{layer + 1}"]
+        x = tf.nn.conv2d(x, convolution.kernel.value, 1, "SAME")
+        bias, key = convolution.bias.value, layer_key(seed, layer, step)
+        if f"pool_{layer + 1}" in layers:
+            x = activate_and_pool(x, bias, numbers, dropout, key)
+        else:
+            x = activate(x, bias, numbers, dropout, key, relu=f"relu_{layer + 1}" in layers)
+    x = tf.reshape(x, [-1, int(np.prod(x.shape[1:]))])
+    for name, dense in layers.items():
+        if name.startswith("dense_"):
+            x = tf.nn.relu(tf.matmul(x, dense.kernel.value) + dense.bias.value)
+    last = layers["probabilities"]
+    return tf.matmul(x, last.kernel.value) + last.bias.value
 
 
 class Measured(NamedTuple):
@@ -81,23 +150,21 @@ class Measured(NamedTuple):
     probabilities: np.ndarray  # float32 [N, classes]
 
 
-def make_measure(network: keras.Model) -> Callable[[np.ndarray, np.ndarray], Measured]:
+def make_measure(network: keras.Model, shards: int = 1) -> Callable[[np.ndarray, np.ndarray], Measured]:
     """Return a function of images [N, H, W, C] and labels [N] that measures `network` as it then is.
 
     It is traced once, for batches of any size; dropout is off. The loss is computed from the logits (Keras finds
     them behind the softmax), so that it is exact where a probability rounds to zero.
     """
 
-    @tf.function(
-        input_signature=[
-            tf.TensorSpec(network.input_shape, network.inputs[0].dtype),
-            tf.TensorSpec([None], tf.uint8),
+    @shards_at_once(network, shards)
+    def measure_batch(images: tf.Tensor, labels: tf.Tensor, parts: list[slice]) -> tuple[tf.Tensor, tf.Tensor]:
+        probabilities = [network(images[part], training=False) for part in parts]
+        losses = [
+            keras.losses.sparse_categorical_crossentropy(labels[part], one)
+            for part, one in zip(parts, probabilities, strict=True)
         ]
-    )
-    def measure_batch(images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        probabilities = network(images, training=False)
-        losses = keras.losses.sparse_categorical_crossentropy(labels, probabilities)
-        return losses, probabilities
+        return tf.concat(losses, axis=0), tf.concat(probabilities, axis=0)
 
     def measure(images: np.ndarray, labels: np.ndarray) -> Measured:
         batches = [

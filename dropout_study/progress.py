@@ -3,9 +3,10 @@
 import importlib.metadata
 import os
 import platform
+import statistics
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ START_UP_NOISE = (
     "^WARNING: All log messages before absl::InitializeLog",
     "^I0000 .*(oneDNN|cudart_stub|cpu_feature_guard)",
     "^To enable the following instructions",
+    "^I0000 .*(XLA service|StreamExecutor|Compiled cluster using XLA|MLIR crash reproducer)",
 )
 
 
@@ -26,17 +28,17 @@ def say(text: str) -> None:
 
 @contextmanager
 def without_start_up_noise() -> Iterator[None]:
-    """Keep back what TensorFlow's libraries say of themselves while they are loaded, and pass on the rest.
+    """Keep back what TensorFlow's libraries say of themselves when they are loaded and first used; pass on the rest.
 
     They write it to file descriptor 2 before any setting that should silence them is in force
     (https://github.com/tensorflow/tensorflow/issues/100442), four lines in every stage. A process of its own
-    filters them, so that the last words of a library that aborts are not lost.
+    filters them, so that the last words of a library that aborts are not lost; Ctrl-C does not reach it.
     """
     noise = [*START_UP_NOISE] if Path("/dev/nvidiactl").exists() else [*START_UP_NOISE, "failed call to cuInit"]
     command = ["grep", "--text", "--line-buffered", "--invert-match", "--extended-regexp", "|".join(noise)]
     sys.stderr.flush()
     stderr = os.dup(2)
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=stderr) as rest:
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=stderr, start_new_session=True) as rest:
         assert rest.stdin
         os.dup2(rest.stdin.fileno(), 2)
         try:
@@ -78,24 +80,34 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02} min"
 
 
-def training_line(
-    key: str,
-    epochs: int,
-    epoch: int,
-    train_loss: float,
-    train_accuracy: float,
-    validation_loss: float,
-    validation_accuracy: float,
-    images_per_second: float,
-    seconds_left: float,
-) -> str:
-    """Return what is said of a finished epoch of the variant `key`; losses in nats, accuracies as shares."""
-    return (
-        f"{key}  epoch {epoch:>{len(str(epochs))}}/{epochs}  "
-        f"loss {train_loss:.4f}  accuracy {train_accuracy:7.2%}  "
-        f"validation loss {validation_loss:.4f}  accuracy {validation_accuracy:7.2%}  "
-        f"{images_per_second:6,.0f} images/s  {duration(seconds_left)} left"
-    )
+class TrainingReport:
+    """What is said while the variant `key` is trained for `epochs` epochs of `images` images."""
+
+    def __init__(self, key: str, images: int, epochs: int) -> None:
+        self.key = key
+        self.images = images
+        self.epochs = epochs
+
+    def epoch(self, row: Sequence[float], seconds: Sequence[float]) -> None:
+        """Say what an epoch came to: its row of the history, and the seconds that each took so far."""
+        number, train_loss, train_accuracy, validation_loss, validation_accuracy = row
+        left = statistics.median(seconds) * (self.epochs - number)
+        self._say(
+            f"epoch {number:>{len(str(self.epochs))}}/{self.epochs}  "
+            f"loss {train_loss:.4f}  accuracy {train_accuracy:7.2%}  "
+            f"validation loss {validation_loss:.4f}  accuracy {validation_accuracy:7.2%}  "
+            f"{self.images / seconds[-1]:6,.0f} images/s  {duration(left)} left"
+        )
+
+    def diverged(self, epoch: int, step: int, optimizer: str, learning_rate: float) -> None:
+        """Say where a loss stopped being finite, and with which settings."""
+        self._say(
+            f"diverged: the loss stopped being finite in epoch {epoch}, step {step}, with {optimizer} at learning rate "
+            f"{learning_rate}; kept: the weights of the last epoch before it"
+        )
+
+    def _say(self, text: str) -> None:
+        say(f"{self.key}  {text}")
 
 
 def cores() -> int:

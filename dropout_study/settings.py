@@ -108,6 +108,7 @@ class Train(_Section):
     learning_rate: LearningRate
     learning_rate_decay: Annotated[float, Field(gt=0, le=1)]
     threads: Annotated[int, Field(ge=0, le=1024)]
+    checkpoint_every: Count
 
 
 class Study(_Section):

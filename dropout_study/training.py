@@ -3,13 +3,16 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from dropout_study.network import make_measure
+from dropout_study.network import make_measure, shards_at_once, training_logits
+
+NAN = float("nan")
+Step = Callable[[np.ndarray, np.ndarray], tuple[tf.Tensor, tf.Tensor]]
 
 
 class Images(NamedTuple):
@@ -38,11 +41,21 @@ class Divergence(NamedTuple):
 
 @dataclass
 class Training:
-    """A variant in training: what it has come to after each epoch."""
+    """What a training has come to after some epochs."""
 
     history: list[Epoch] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
     diverged: Divergence | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as JSON holds it."""
+        return {"history": self.history, "seconds": self.seconds, "diverged": self.diverged}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "Training":
+        """Return what `to_json` saved."""
+        diverged = value["diverged"] and Divergence(*value["diverged"])
+        return cls([Epoch(*row) for row in value["history"]], value["seconds"], diverged)
 
 
 def make_optimizer(name: str, learning_rate: float) -> keras.Optimizer:
@@ -73,10 +86,13 @@ def train(
     train: Images,
     validation: Images,
     *,
+    dropout: float,
     epochs: int,
     batch_size: int,
     learning_rate_decay: float,
     seed: int,
+    shards: int = 1,
+    so_far: Training | None = None,
     on_epoch: Callable[[Training], None] = lambda training: None,
 ) -> Training:
     """Train `network` in place and return how it went; `on_epoch` is called after each epoch.
@@ -84,48 +100,40 @@ def train(
     Every epoch sees every image once, in an order of its own; the last batch may be short. The loss is the
     categorical cross-entropy. After each epoch the learning rate is multiplied by `learning_rate_decay`.
 
+    Every batch is computed in `shards` at once. `optimizer` has to be built. To go on with a training, pass `so_far`
+    as `on_epoch` got it, and network and optimizer in the state that they then had; nothing else is remembered from
+    one epoch to the next.
+
     When a loss or a weight stops being finite, training ends: the history's last row is that epoch, with a
     validation loss that is not finite, and `network` has the weights of the last epoch before it (the initial ones
     if none).
     """
-    step = _make_step(network, optimizer)
-    measure = make_measure(network)
+    step = make_step(network, optimizer, dropout=dropout, seed=seed, shards=shards)
+    measure = make_measure(network, shards)
     first_rate = float(optimizer.learning_rate)
-    training = Training()
-    for epoch in range(1, epochs + 1):
+    training = so_far or Training()
+    for epoch in range(len(training.history) + 1, epochs + 1):
+        if training.diverged:
+            break
         start = time.perf_counter()
         before = network.get_weights()
         optimizer.learning_rate.assign(first_rate * learning_rate_decay ** (epoch - 1))
-        loss, accuracy, failed_step = _train_epoch(step, train, epoch_order(len(train.labels), seed, epoch), batch_size)
+        order = epoch_order(len(train.labels), seed, epoch)
+        loss, accuracy, failed_step = _train_epoch(step, train, order, batch_size)
         measured = measure(*validation) if failed_step is None else None
-        validation_loss = measured.loss if measured else float("nan")
-        steps = -(-len(train.labels) // batch_size)
-        if not np.isfinite(validation_loss) or not _finite(network):
-            training.diverged = Divergence(epoch, failed_step or steps)
-            validation_loss = float("nan")
+        row = Epoch(epoch, loss, accuracy, *(measured[:2] if measured else (NAN, NAN)))
+        if not np.isfinite(row.validation_loss) or not _finite(network):
+            training.diverged = Divergence(epoch, failed_step or -(-len(order) // batch_size))
+            row = row._replace(validation_loss=NAN, validation_accuracy=NAN)
             network.set_weights(before)
-        training.history.append(
-            Epoch(
-                epoch,
-                loss,
-                accuracy,
-                validation_loss,
-                measured.accuracy if measured and not training.diverged else float("nan"),
-            )
-        )
+        training.history.append(row)
         training.seconds.append(time.perf_counter() - start)
+        optimizer.learning_rate.assign(first_rate)
         on_epoch(training)
-        if training.diverged:
-            break
     return training
 
 
-def _train_epoch(
-    step: Callable[[np.ndarray, np.ndarray], tuple[tf.Tensor, tf.Tensor]],
-    data: Images,
-    order: np.ndarray,
-    batch_size: int,
-) -> tuple[float, float, int | None]:
+def _train_epoch(step: Step, data: Images, order: np.ndarray, batch_size: int) -> tuple[float, float, int | None]:
     """Return mean loss, accuracy and, if a loss was not finite, the step (from 1) at which it was."""
     total_loss = correct = 0.0
     for number, start in enumerate(range(0, len(order), batch_size), start=1):
@@ -134,32 +142,44 @@ def _train_epoch(
         total_loss += float(loss)
         correct += float(hits)
         if not np.isfinite(total_loss):
-            return float("nan"), float("nan"), number
+            return NAN, NAN, number
     return total_loss / len(order), correct / len(order), None
 
 
-def _make_step(
-    network: keras.Model, optimizer: keras.Optimizer
-) -> Callable[[np.ndarray, np.ndarray], tuple[tf.Tensor, tf.Tensor]]:
-    """Return one training step, traced once: images and labels to the sum of losses and the number of hits."""
+def make_step(network: keras.Model, optimizer: keras.Optimizer, *, dropout: float, seed: int, shards: int) -> Step:
+    """Return one training step, traced once: images and labels to the sum of losses and the number of hits.
 
-    @tf.function(
-        input_signature=[
-            tf.TensorSpec(network.input_shape, tf.float32),
-            tf.TensorSpec([None], tf.uint8),
-        ]
-    )
-    def step(images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    The batch is computed in `shards` that run at once, a thread each, and their gradients are added up in a fixed
+    order. `optimizer` has to be built; its number of iterations is the step that the dropout masks depend on.
+    """
+    variables = network.trainable_variables
+
+    def shard_step(images: tf.Tensor, labels: tf.Tensor, numbers: tf.Tensor, count: tf.Tensor) -> Any:
         with tf.GradientTape() as tape:
-            probabilities = network(images, training=True)
-            losses = keras.losses.sparse_categorical_crossentropy(labels, probabilities)
-            loss = tf.reduce_mean(losses)
-        gradients = tape.gradient(loss, network.trainable_variables)
-        optimizer.apply(gradients, network.trainable_variables)
+            logits = training_logits(
+                network, images, numbers, dropout=dropout, seed=seed, step=optimizer.iterations.value
+            )
+            classes = tf.cast(labels, tf.int32)
+            loss = tf.reduce_sum(tf.nn.sparse_softmax_cross_entropy_with_logits(classes, logits))
+            mean = loss / tf.cast(count, tf.float32)
+        gradients = tape.gradient(mean, [variable.value for variable in variables])
+        return gradients, loss, tf.math.count_nonzero(tf.argmax(logits, 1, tf.int32) == classes)
+
+    @tf.function(jit_compile=True, autograph=False)
+    def update(gradients: list[tf.Tensor]) -> None:
+        optimizer.apply(gradients, variables)
+
+    @shards_at_once(network, shards)
+    def step(images: tf.Tensor, labels: tf.Tensor, parts: list[slice]) -> tuple[tf.Tensor, tf.Tensor]:
+        count = tf.shape(labels)[0]
+        numbers = tf.range(count)
+        by_shard = [shard_step(images[part], labels[part], numbers[part], count) for part in parts]
+        gradients, losses, hits = zip(*by_shard, strict=True)
+        total = [tf.add_n(same) for same in zip(*gradients, strict=True)]
         # A ReLU can hide a weight that is not a number from the loss; no gradient hides it from this sum.
-        health = tf.add_n([tf.reduce_sum(gradient) for gradient in gradients])
-        hits = tf.argmax(probabilities, axis=1) == tf.cast(labels, tf.int64)
-        return tf.reduce_sum(losses) + 0 * health, tf.math.count_nonzero(hits)
+        health = tf.add_n([tf.reduce_sum(gradient) for gradient in total])
+        update(total)
+        return tf.add_n(losses) + 0 * health, tf.add_n(hits)
 
     return step
 

@@ -2,10 +2,11 @@
 
 from dropout_study import evaluation, files
 from dropout_study.errors import run_stage
-from dropout_study.progress import say
+from dropout_study.progress import say, without_start_up_noise
 from dropout_study.settings import load_settings
 
 
+@without_start_up_noise()
 def main() -> None:
     """Write metrics/study.csv, evaluation.json and confusion.csv, data/predictions/ and models/best.keras."""
     settings = load_settings()
@@ -15,13 +16,13 @@ def main() -> None:
 
     from dropout_study.network import build_network, make_measure, use_threads  # only now: it takes seconds
 
-    use_threads(settings.train.threads)
+    shards = use_threads(settings.train.threads)
     images = files.read_array(files.images_file(files.NORMALIZED, "test"))
     labels = files.read_array(files.labels_file(files.NORMALIZED, "test"))
     classes = files.read_json(files.CLASSES)
     sizes = settings.network.model_dump()
     network = build_network(images.shape[1:], len(classes), **sizes, dropout=0, seed=0)
-    measure = make_measure(network)
+    measure = make_measure(network, shards)
     results, predicted = [], {}
     for variant in settings.variants:
         network.load_weights(files.weights_file(variant.key))

@@ -15,12 +15,19 @@ def test_durations_as_people_say_them(seconds: float, text: str) -> None:
     assert progress.duration(seconds) == text
 
 
-def test_a_line_an_epoch() -> None:
-    line = progress.training_line("sgd-0.5-0", 12, 3, 1.23456, 0.5, 2.0, 1.0, 1234.5, 61)
-    assert line == (
+def test_a_line_an_epoch(capsys: pytest.CaptureFixture[str]) -> None:
+    report = progress.TrainingReport("sgd-0.5-0", images=1_000, epochs=12)
+    report.epoch((3, 1.23456, 0.5, 2.0, 1.0), [9.0, 0.5, 0.8])
+    assert capsys.readouterr().out == (
         "sgd-0.5-0  epoch  3/12  loss 1.2346  accuracy  50.00%  validation loss 2.0000  accuracy 100.00%"
-        "   1,234 images/s  1 min 01 s left"
+        "   1,250 images/s  7 s left\n"
     )
+
+
+def test_a_divergence_says_where_and_with_what(capsys: pytest.CaptureFixture[str]) -> None:
+    progress.TrainingReport("sgd-0.5-0", images=1_000, epochs=12).diverged(3, 7, "sgd", 0.5)
+    said = capsys.readouterr().out
+    assert "in epoch 3, step 7, with sgd at learning rate 0.5" in said
 
 
 def test_the_machine_is_described() -> None:

@@ -25,7 +25,7 @@ RUN_BY_CI = {
     "make format": "make format",
     "python3.11 -m venv .venv": 'python3.11 -m venv "$scratch/venv"',
     ". .venv/bin/activate": '. "$scratch/venv/bin/activate"',
-    "pip install -c requirements.txt -e .": "pip\" install --quiet -c requirements.txt -e .",
+    "pip install -c requirements.txt -e .": 'pip" install --quiet -c requirements.txt -e .',
 }
 
 

@@ -1,3 +1,4 @@
+import json
 from typing import Any
 
 import keras
@@ -20,8 +21,9 @@ def run(
     optimizer: str = "adam", learning_rate: float = 0.01, dropout: float = 0.0, **changes: Any
 ) -> tuple[training.Training, keras.Model]:
     network = build_network((4, 4, 3), 3, **TINY, dropout=dropout, seed=changes.get("seed", 0))
-    settings = {"epochs": 3, "batch_size": 8, "learning_rate_decay": 1.0, "seed": 0} | changes
+    settings = {"epochs": 3, "batch_size": 8, "learning_rate_decay": 1.0, "seed": 0, "dropout": dropout} | changes
     optimizer_ = make_optimizer(optimizer, learning_rate)
+    optimizer_.build(network.trainable_variables)
     return training.train(network, optimizer_, TRAIN, VALIDATION, **settings), network
 
 
@@ -81,20 +83,31 @@ def test_dropout_is_on_in_training_and_off_in_validation() -> None:
 
 def test_the_learning_rate_decays_by_epoch() -> None:
     network = build_network((4, 4, 3), 3, **TINY, dropout=0, seed=0)
+    one = epoch_order(30, 0, 1)[:1]
+    data = Images(TRAIN.images[one], TRAIN.labels[one])
     optimizer = make_optimizer("sgd", 0.5)
-    rates = []
+    optimizer.build(network.trainable_variables)
+    states = [network.get_weights()]
     training.train(
         network,
         optimizer,
-        TRAIN,
+        data,
         VALIDATION,
+        dropout=0,
         epochs=3,
         batch_size=8,
         learning_rate_decay=0.5,
         seed=0,
-        on_epoch=lambda _: rates.append(float(optimizer.learning_rate)),
+        on_epoch=lambda _: states.append(network.get_weights()),
     )
-    assert rates == [0.5, 0.25, 0.125]
+    # With one image an epoch is one step, against the gradient that stock Keras finds from the same weights.
+    for epoch, rate in enumerate([0.5, 0.25, 0.125]):
+        stock = build_network((4, 4, 3), 3, **TINY, dropout=0, seed=0)
+        stock.set_weights(states[epoch])
+        stock.compile(keras.optimizers.SGD(rate), "sparse_categorical_crossentropy")
+        stock.train_on_batch(data.images, data.labels)
+        for mine, expected in zip(states[epoch + 1], stock.get_weights(), strict=True):
+            np.testing.assert_allclose(mine, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_an_order_is_a_permutation_that_depends_on_seed_and_epoch() -> None:
@@ -131,11 +144,14 @@ def test_divergence_later_keeps_the_weights_of_the_epoch_before() -> None:
         if len(so_far.history) == 2:
             images[epoch_order(30, 0, 3)[10]] = np.nan
 
+    optimizer = make_optimizer("adam", 0.01)
+    optimizer.build(network.trainable_variables)
     result = training.train(
         network,
-        make_optimizer("adam", 0.01),
+        optimizer,
         Images(images, TRAIN.labels),
         VALIDATION,
+        dropout=0,
         epochs=5,
         batch_size=8,
         learning_rate_decay=1.0,
@@ -147,3 +163,47 @@ def test_divergence_later_keeps_the_weights_of_the_epoch_before() -> None:
     assert [row.epoch for row in result.history] == [1, 2, 3]
     assert np.isnan(result.history[-1].train_loss)
     assert weights(network) == kept[-1]
+
+
+@pytest.mark.parametrize("shards", [2, 3, 8])
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_shards_change_nothing_but_the_order_of_sums(shards: int, dropout: float) -> None:
+    """With 30 images and batches of 8, the last one of 6 is shorter than 8 shards."""
+    (whole, network), (split, same) = run(dropout=dropout), run(dropout=dropout, shards=shards)
+    for one, other in zip(whole.history, split.history, strict=True):
+        assert other == pytest.approx(one, rel=1e-4)
+    for mine, expected in zip(same.get_weights(), network.get_weights(), strict=True):
+        np.testing.assert_allclose(mine, expected, rtol=1e-3, atol=1e-5)
+
+
+def test_a_training_that_goes_on_is_the_one_that_never_stopped() -> None:
+    whole, network = run(dropout=0.5, epochs=4)
+    states: list[tuple[training.Training, list[np.ndarray], list[np.ndarray]]] = []
+    half = build_network((4, 4, 3), 3, **TINY, dropout=0.5, seed=0)
+    optimizer = make_optimizer("adam", 0.01)
+    optimizer.build(half.trainable_variables)
+
+    def remember(so_far: training.Training) -> None:
+        value = training.Training.from_json(json.loads(json.dumps(so_far.to_json())))
+        states.append((value, half.get_weights(), [variable.numpy() for variable in optimizer.variables]))
+
+    settings: dict[str, Any] = {"dropout": 0.5, "batch_size": 8, "learning_rate_decay": 1.0, "seed": 0}
+    training.train(half, optimizer, TRAIN, VALIDATION, epochs=2, on_epoch=remember, **settings)
+
+    resumed = build_network((4, 4, 3), 3, **TINY, dropout=0.5, seed=9)
+    optimizer = make_optimizer("adam", 0.01)
+    optimizer.build(resumed.trainable_variables)
+    so_far, arrays, variables = states[-1]
+    resumed.set_weights(arrays)
+    for variable, value in zip(optimizer.variables, variables, strict=True):
+        variable.assign(value)
+    result = training.train(resumed, optimizer, TRAIN, VALIDATION, epochs=4, so_far=so_far, **settings)
+    assert result.history == whole.history
+    assert weights(resumed) == weights(network)
+
+
+def test_a_training_that_had_diverged_does_not_go_on() -> None:
+    result, _ = run("sgd", 1e12)
+    again, _ = run("sgd", 1e12, so_far=training.Training.from_json(json.loads(json.dumps(result.to_json()))))
+    assert len(again.history) == len(result.history) == 1
+    assert again.diverged == result.diverged

@@ -1,0 +1,164 @@
+"""What makes a killed training resume: its state after an epoch in one file, written whole or not at all.
+
+A variant has a directory of its own, named by the variant and a hash of all that its result depends on, so that a
+checkpoint is only ever found by the run that would have written it. There are two files in it, the latest state and
+the one before; each begins with the SHA-256 of what follows.
+"""
+
+import fcntl
+import hashlib
+import io
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from dropout_study import files
+from dropout_study.errors import StudyError
+from dropout_study.progress import say
+
+if TYPE_CHECKING:
+    import keras
+
+ROOT_VARIABLE = "DROPOUT_STUDY_CHECKPOINTS"
+ROOT = Path(".checkpoints")
+DIGEST_BYTES = 64
+
+
+class State(NamedTuple):
+    """All that a training remembers of the epochs so far: arrays, and what JSON can hold."""
+
+    epoch: int
+    weights: list[np.ndarray]
+    optimizer: list[np.ndarray]
+    progress: Any
+
+
+def fingerprint(values: Any, arrays: Iterable[np.ndarray], modules: Iterable[Path]) -> str:
+    """Return a hash, 16 hexadecimal digits, of what a result depends on: settings, data and code.
+
+    `values` is what JSON can hold; of the arrays, type, shape and content count, of the modules the content.
+    """
+    digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode())
+    for array in arrays:
+        digest.update(f"{array.dtype.str}{array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    for module in modules:
+        content = module.read_bytes()
+        digest.update(f"{module.as_posix()} {len(content)} ".encode())
+        digest.update(content)
+    return digest.hexdigest()[:16]
+
+
+class Checkpoints:
+    """The checkpoints of one variant, every `every` epochs, in the directory `name` below .checkpoints.
+
+    The environment variable DROPOUT_STUDY_CHECKPOINTS names another directory than .checkpoints.
+    """
+
+    def __init__(self, name: str, every: int = 1) -> None:
+        self.name = name
+        self.every = every
+        self.epoch = 0  # the latest that there is a checkpoint of
+        self.directory = Path(os.environ.get(ROOT_VARIABLE, ROOT)) / name
+        self.latest = self.directory / "latest"
+        self.previous = self.directory / "previous"
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the variant for this process; the lock ends with the process, however it ends.
+
+        Raises `StudyError` at once if another process holds it.
+        """
+        self.directory.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self.directory, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            for leftover in self.directory.glob(".*"):
+                leftover.unlink()  # of a write that was killed
+            yield
+        except BlockingIOError:
+            raise StudyError(
+                f"{self.directory}: another process is training this variant; wait for it, or end it"
+            ) from None
+        except KeyboardInterrupt:
+            where = (
+                f"goes on after epoch {self.epoch}, from its checkpoint" if self.epoch else "starts at the beginning"
+            )
+            say(f"{self.name}: interrupted; the next run {where}")
+            raise
+        finally:
+            os.close(descriptor)
+
+    def resume(self, network: "keras.Model", optimizer: "keras.Optimizer") -> Any:
+        """Put `network` and the built `optimizer` into the latest state kept, and return its progress; or None."""
+        state = self.load()
+        if state is None:
+            return None
+        self.epoch = state.epoch
+        network.set_weights(state.weights)
+        for variable, value in zip(optimizer.variables, state.optimizer, strict=True):
+            variable.assign(value)
+        say(f"{self.name}: going on after epoch {self.epoch}, from its checkpoint")
+        return state.progress
+
+    def keep(self, network: "keras.Model", optimizer: "keras.Optimizer", progress: Any, epoch: int) -> None:
+        """Save the state after `epoch`, if it is one to keep; `progress` is what JSON can hold.
+
+        If it cannot be written, says so; the training goes on, and the checkpoints before stay.
+        """
+        if epoch % self.every:
+            return
+        state = State(epoch, network.get_weights(), [variable.numpy() for variable in optimizer.variables], progress)
+        try:
+            self.save(state)
+            self.epoch = epoch
+        except OSError as error:
+            say(f"warning: {self.latest}: no checkpoint of epoch {epoch} ({error.strerror}); training goes on")
+
+    def save(self, state: State) -> None:
+        """Write `state`; what was the latest becomes the previous. Raises `OSError`, with both kept, if it cannot."""
+        arrays = {f"weights_{i}": array for i, array in enumerate(state.weights)}
+        arrays |= {f"optimizer_{i}": array for i, array in enumerate(state.optimizer)}
+        payload = io.BytesIO()
+        np.savez(payload, progress=np.array(json.dumps([state.epoch, state.progress])), **arrays)  # type: ignore[arg-type]
+        content = payload.getvalue()
+        with files.replacing(self.latest) as temporary:
+            with temporary.open("wb") as file:
+                file.write(hashlib.sha256(content).hexdigest().encode())
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())  # before the file that it replaces is moved
+            if self.latest.exists():
+                # A kill between the two renames leaves the previous one, which is whole.
+                self.latest.replace(self.previous)
+
+    def load(self) -> State | None:
+        """Return the latest whole state, or None; says so if a damaged one was passed over."""
+        for path in (self.latest, self.previous):
+            if not path.exists():
+                continue
+            content = path.read_bytes()
+            payload = content[DIGEST_BYTES:]
+            if hashlib.sha256(payload).hexdigest().encode() == content[:DIGEST_BYTES]:
+                return _unpack(payload)
+            say(f"warning: {path} is damaged; going on from the checkpoint before it, if there is one")
+        return None
+
+    def clear(self) -> None:
+        """Remove the checkpoints: the result stands."""
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+
+def _unpack(payload: bytes) -> State:
+    with np.load(io.BytesIO(payload), allow_pickle=False) as arrays:
+        names = [name for name in arrays.files if name != "progress"]
+        weights = [arrays[name] for name in names if name.startswith("weights_")]
+        optimizer = [arrays[name] for name in names if name.startswith("optimizer_")]
+        epoch, progress = json.loads(str(arrays["progress"]))
+        return State(epoch, weights, optimizer, progress)

@@ -1,0 +1,289 @@
+"""The train stage, killed for real: it goes on, and ends equal to the byte to a run that was not killed."""
+
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from dropout_study import files
+from tests.clones import Clone, environment, small_project
+
+pytestmark = pytest.mark.pipeline
+
+KEY = "adadelta-0.5-0"
+KILLS = 24
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Clone:
+    """A small project with normalized data, whose trainings have ten epochs of a few milliseconds."""
+    clone = small_project(tmp_path_factory.mktemp("killed") / "project")
+    clone.change(study__optimizers=["adadelta"], study__dropouts=[0.5], train__epochs=10, train__batch_size=16)
+    clone.change(network__filters=[4, 8], network__units=[16])
+    clone.repro("normalize")
+    clone.commit("normalized")
+    return clone
+
+
+@pytest.fixture
+def project(prepared: Clone, tmp_path: Path) -> Iterator[Clone]:
+    path = tmp_path / "project"
+    shutil.copytree(prepared.path, path, symlinks=True)
+    yield Clone(path)
+    shutil.rmtree(path)
+
+
+def start(project: Clone, *command: str) -> subprocess.Popen[str]:
+    """Start a command in a process group of its own, in which it can be killed with all its children."""
+    return subprocess.Popen(
+        command or (sys.executable, "-m", "stages.train", KEY),
+        cwd=project.path,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    """Wait for the end of a process, which has to be a good one, and return what it printed."""
+    printed = process.communicate(timeout=120)[0]
+    assert process.returncode == 0, printed
+    return printed
+
+
+def await_line(process: subprocess.Popen[str], text: str) -> str:
+    """Read what a process prints up to a line with `text`, and return that line."""
+    assert process.stdout
+    for line in process.stdout:
+        if text in line:
+            return line
+    pytest.fail(f"the process ended before it printed {text!r}")
+
+
+def kill(process: subprocess.Popen[str]) -> str:
+    """Kill the process group, and return what it had printed."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+    return process.communicate(timeout=60)[0]
+
+
+def outputs(project: Clone) -> tuple[bytes, bytes]:
+    """Return the bytes of the weights and of the history."""
+    return (
+        (project.path / files.weights_file(KEY)).read_bytes(),
+        (project.path / files.history_file(KEY)).read_bytes(),
+    )
+
+
+def checkpoints(project: Clone) -> list[Path]:
+    return sorted((project.path / ".checkpoints").glob("*/*"))
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(prepared: Clone, tmp_path_factory: pytest.TempPathFactory) -> tuple[float, tuple[bytes, bytes]]:
+    """How long a run takes that nobody kills, and what it writes."""
+    path = tmp_path_factory.mktemp("uninterrupted") / "project"
+    shutil.copytree(prepared.path, path, symlinks=True)
+    begin = time.monotonic()
+    assert "epoch 10/10" in finish(start(Clone(path)))
+    assert checkpoints(Clone(path)) == []
+    return time.monotonic() - begin, outputs(Clone(path))
+
+
+def test_a_second_run_gives_the_same_bytes(project: Clone, uninterrupted: tuple[float, tuple[bytes, bytes]]) -> None:
+    finish(start(project))
+    assert outputs(project) == uninterrupted[1]
+
+
+def test_killed_at_random_moments_it_ends_equal_to_the_byte(
+    project: Clone, uninterrupted: tuple[float, tuple[bytes, bytes]]
+) -> None:
+    """Kills at random moments of the whole run: some before the first epoch, some in the middle, some in a write."""
+    seed = int(os.environ.get("KILL_SEED", random.SystemRandom().randrange(2**32)))
+    print(f"KILL_SEED={seed}")
+    moments = random.Random(seed)
+    duration, expected = uninterrupted
+    resumed_after = set()
+    finished = 0
+    kills = 0
+    while kills < KILLS:
+        process = start(project)
+        # Waiting for a line and then for a moment aims at the training, which is the short part of the run.
+        wait_for = moments.choice([0, 0, 1, 1, 2, 3])
+        lines: list[str] = []
+        assert process.stdout
+        while len([line for line in lines if " epoch " in line and "loss" in line]) < wait_for:
+            line = process.stdout.readline()
+            if not line:
+                break
+            lines.append(line)
+        time.sleep(moments.uniform(0, duration if wait_for == 0 else 0.03))
+        if process.poll() is not None:
+            finished += 1
+            lines.append(finish(process))
+            assert outputs(project) == expected
+            for path in (files.weights_file(KEY), files.history_file(KEY)):
+                (project.path / path).unlink()
+            continue
+        lines.append(kill(process))
+        kills += 1
+        resumed_after |= set(re.findall(r"going on after epoch (\d+)", "".join(lines)))
+    finish(start(project))
+    assert outputs(project) == expected
+    assert checkpoints(project) == []
+    assert len(resumed_after) >= 3, (resumed_after, finished)
+
+
+@pytest.mark.parametrize("call", range(5, 10))
+def test_killed_in_the_write_of_a_checkpoint_it_ends_equal_to_the_byte(
+    project: Clone, uninterrupted: tuple[float, tuple[bytes, bytes]], call: int
+) -> None:
+    """The process kills itself at one call after another of those that the second write is made of.
+
+    They are an fsync of the new file, a rename of the old one, an fsync, a rename, and an fsync of the directory.
+    """
+    code = (
+        "import os, pathlib, signal, sys\n"
+        "calls = 0\n"
+        "def count(function):\n"
+        "    def counting(*arguments):\n"
+        "        global calls\n"
+        "        calls += 1\n"
+        f"        if calls == {call}: os.killpg(0, signal.SIGKILL)\n"
+        "        return function(*arguments)\n"
+        "    return counting\n"
+        "os.fsync = count(os.fsync)\n"
+        "pathlib.Path.replace = count(pathlib.Path.replace)\n"
+        "import stages.train\n"
+        f"stages.train.main('{KEY}')\n"
+    )
+    killed = start(project, sys.executable, "-c", code)
+    killed.communicate(timeout=120)
+    assert killed.returncode == -signal.SIGKILL
+    assert checkpoints(project)
+    printed = finish(start(project))
+    assert re.search(r"going on after epoch [12],", printed)
+    assert outputs(project) == uninterrupted[1]
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupt_ends_with_a_message_and_a_checkpoint(
+    project: Clone, uninterrupted: tuple[float, tuple[bytes, bytes]], number: signal.Signals, status: int
+) -> None:
+    project.change(train__epochs=10_000)
+    process = start(project)
+    await_line(process, "epoch     3/10000")
+    process.send_signal(number)
+    printed = process.communicate(timeout=60)[0]
+    assert process.returncode == status
+    (message,) = re.findall(r"interrupted; the next run goes on after epoch (\d+), from its checkpoint", printed)
+    assert "Traceback" not in printed
+    assert not (project.path / files.weights_file(KEY)).exists()
+    again = start(project)
+    await_line(again, f"going on after epoch {message}, from its checkpoint")
+    kill(again)
+
+
+def test_a_damaged_checkpoint_costs_an_epoch_and_no_byte(
+    project: Clone, uninterrupted: tuple[float, tuple[bytes, bytes]]
+) -> None:
+    process = start(project)
+    await_line(process, "epoch  4/10")
+    kill(process)
+    (latest,) = (path for path in checkpoints(project) if path.name == "latest")
+    latest.write_bytes(latest.read_bytes()[:-100])
+    printed = finish(start(project))
+    assert f"{latest.relative_to(project.path)} is damaged" in printed
+    assert re.search(r"going on after epoch [3-9],", printed)
+    assert outputs(project) == uninterrupted[1]
+
+
+def test_a_second_process_stops_at_once_and_the_first_goes_on(
+    project: Clone, uninterrupted: tuple[float, tuple[bytes, bytes]]
+) -> None:
+    first = start(project)
+    assert first.stdout
+    while not (project.path / ".checkpoints").exists():
+        time.sleep(0.05)
+    os.kill(first.pid, signal.SIGSTOP)
+    second = start(project)
+    printed = second.communicate(timeout=60)[0]
+    assert second.returncode == 1
+    assert "another process is training this variant; wait for it, or end it" in printed
+    os.kill(first.pid, signal.SIGCONT)
+    finish(first)
+    assert outputs(project) == uninterrupted[1]
+
+
+def test_a_checkpoint_that_cannot_be_written_warns_and_training_goes_on(
+    project: Clone, uninterrupted: tuple[float, tuple[bytes, bytes]]
+) -> None:
+    """The kernel refuses to write files as large as a checkpoint, as it does on a full disk; weights are smaller."""
+    process = start(project)
+    await_line(process, "epoch  2/10")
+    kill(process)
+    largest = max(path.stat().st_size for path in checkpoints(project))
+    shutil.rmtree(project.path / ".checkpoints")
+    code = (
+        "import resource\n"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({largest - 1}, {largest - 1}))\n"
+        "import stages.train\n"
+        f"stages.train.main('{KEY}')\n"
+    )
+    printed = finish(start(project, sys.executable, "-c", code))
+    assert printed.count("no checkpoint of epoch") == 10
+    assert "no checkpoint of epoch 2 (File too large); training goes on" in printed
+    assert outputs(project) == uninterrupted[1]
+
+
+def test_dvc_repro_goes_on_where_it_was_killed(
+    project: Clone, uninterrupted: tuple[float, tuple[bytes, bytes]]
+) -> None:
+    process = start(project, "dvc", "repro", f"train@{KEY}")
+    await_line(process, "epoch  3/10")
+    kill(process)
+    printed = project.dvc("repro", f"train@{KEY}")
+    assert re.search(r"going on after epoch ([3-9]|10), from its checkpoint", printed)
+    assert outputs(project) == uninterrupted[1]
+    assert project.repro(f"train@{KEY}") == []
+
+
+def test_other_settings_find_no_checkpoint(project: Clone) -> None:
+    process = start(project)
+    await_line(process, "epoch  2/10")
+    kill(process)
+    assert checkpoints(project)
+    project.change(train__learning_rate__adadelta=0.5)
+    again = project.run("python", "-m", "stages.train", KEY).stdout
+    assert "going on" not in again
+    assert "epoch  1/10" in again
+
+
+def test_the_checkpoint_of_a_training_that_is_over_only_writes_the_outputs(
+    project: Clone, uninterrupted: tuple[float, tuple[bytes, bytes]]
+) -> None:
+    """Killed between the last epoch and the outputs."""
+    code = (
+        "import os, signal\n"
+        "import keras\n"
+        "keras.Model.save_weights = lambda *_: os.killpg(0, signal.SIGKILL)\n"
+        "import stages.train\n"
+        f"stages.train.main('{KEY}')\n"
+    )
+    killed = start(project, sys.executable, "-c", code)
+    killed.communicate(timeout=120)
+    assert killed.returncode == -signal.SIGKILL
+    printed = project.run("python", "-m", "stages.train", KEY).stdout
+    assert "going on after epoch 10, from its checkpoint" in printed
+    assert "loss" not in printed
+    assert outputs(project) == uninterrupted[1]

@@ -1,0 +1,372 @@
+"""How fast the article's network is trained: as its code builds it, by this project, and by PyTorch.
+
+Each contestant has a process of its own, with its own threads, and they take turns, a step each: what disturbs the
+machine disturbs them all. This module imports no framework; the processes do.
+"""
+
+import importlib
+import importlib.util
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from statistics import median
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dropout_study.progress import machine, without_start_up_noise
+
+FILTERS, UNITS, CLASSES = [64, 64, 128, 256], [512, 512], 10
+LEARNING_RATE, RHO, EPSILON = 1.0, 0.95, 1e-7  # the article's Adadelta
+MATRIX = 2048
+EPOCH_IMAGES, EPOCH_VALIDATION, EPOCHS = 4_096, 512, 3
+WARM_UP = 2
+
+
+class Options(NamedTuple):
+    """What is measured: dropout rate, images a step, threads, pixels a side, and how many steps each."""
+
+    rate: float
+    batch_size: int
+    threads: int
+    image_size: int
+    steps: int
+
+
+def flops_per_image(image_size: int) -> int:
+    """Return the floating-point operations that one image costs, forward and backward: 474 million at 32 pixels.
+
+    Two for each multiply-and-add of a layer, three times: for its output, and for the gradients of its weights and
+    of its input, which the first layer does not need.
+    """
+    side, channels, sums = image_size, 3, []
+    for i, count in enumerate(FILTERS):
+        sums.append(side * side * 9 * channels * count)
+        channels = count
+        side //= 2 if i else 1
+    inputs = side * side * channels
+    for count in [*UNITS, CLASSES]:
+        sums.append(inputs * count)
+        inputs = count
+    return 2 * (3 * sum(sums) - sums[0])
+
+
+def random_images(options: Options, count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Return normalized images, float32 [count, H, W, 3], and labels, uint8 [count]: random ones."""
+    random = np.random.default_rng(seed)
+    images = random.standard_normal((count, options.image_size, options.image_size, 3), np.float32)
+    return images, random.integers(0, CLASSES, count).astype(np.uint8)
+
+
+def run(options: Options, say: Callable[[str], None]) -> dict[str, Any]:
+    """Measure everything and return it: the options, the machine, images a second by name, and ratios of ours to each.
+
+    What is not installed is None.
+    """
+    load = os.getloadavg()
+    names = ["stock", "ours", "ours_rate_0", "ceiling"]
+    if importlib.util.find_spec("torch"):
+        names += ["pytorch", "pytorch_compiled", "pytorch_rate_0"]
+    speeds: dict[str, float | None] = dict.fromkeys(
+        ["stock", "ours", "ours_rate_0", "pytorch", "pytorch_compiled", "pytorch_rate_0", "ceiling"]
+    )
+    with contestants(names, options) as turns:
+        seconds = take_turns(turns, options.steps, WARM_UP, say)
+    for name in names:
+        images = MATRIX**3 * 2 / flops_per_image(options.image_size) if name == "ceiling" else options.batch_size
+        speeds[name] = images / median(seconds[name])
+    with contestants(["epoch_stock", "epoch_ours"], options) as turns:
+        seconds = take_turns(turns, EPOCHS, 1, say)
+    for name in ("epoch_stock", "epoch_ours"):
+        speeds[name] = EPOCH_IMAGES / median(seconds[name])
+    return {
+        "options": options._asdict(),
+        "machine": {
+            "name": os.uname().nodename,
+            "load": [round(value, 2) for value in load],
+            **machine("keras", "numpy", "tensorflow"),
+        },
+        "images_per_second": {name: speed and round(speed, 1) for name, speed in speeds.items()},
+        "ratios": {
+            "stock": _ratio(speeds["ours"], speeds["stock"]),
+            "rate_0": _ratio(speeds["ours"], speeds["ours_rate_0"]),
+            "pytorch": _ratio(speeds["ours"], speeds["pytorch"]),
+            "pytorch_compiled": _ratio(speeds["ours"], speeds["pytorch_compiled"]),
+            "pytorch_rate_0": _ratio(speeds["ours_rate_0"], speeds["pytorch_rate_0"]),
+            "ceiling": _ratio(speeds["ours"], speeds["ceiling"]),
+            "epoch": _ratio(speeds["epoch_ours"], speeds["epoch_stock"]),
+        },
+    }
+
+
+def _ratio(ours: float | None, other: float | None) -> float | None:
+    return round(ours / other, 3) if ours and other else None
+
+
+ROWS = [
+    ("stock", "stock Keras layers, a step", "stock"),
+    ("ours", "this project, a step", None),
+    ("ours_rate_0", "this project at rate 0, a step", "rate_0"),
+    ("pytorch", "PyTorch, eager, a step", "pytorch"),
+    ("pytorch_compiled", "PyTorch, compiled, a step", "pytorch_compiled"),
+    ("pytorch_rate_0", "PyTorch, eager, rate 0, a step", "pytorch_rate_0"),
+    ("ceiling", "ceiling: a 2048 × 2048 matrix product", "ceiling"),
+    ("epoch_stock", "stock Keras, fit, an epoch", "epoch"),
+    ("epoch_ours", "this project, train, an epoch", None),
+]
+
+
+def table(result: dict[str, Any]) -> str:
+    """Return the result as people read it."""
+    lines = [f"{'':<40}{'images/s':>10}{'ours to it':>12}"]
+    for name, text, ratio in ROWS:
+        speed, times = result["images_per_second"][name], ratio and result["ratios"][ratio]
+        lines.append(f"{text:<40}{f'{speed:.1f}' if speed else 'not there':>10}{f'{times:.2f} ×' if times else '':>12}")
+    options, about = result["options"], result["machine"]
+    lines.append(
+        f"dropout {options['rate']:g}, batches of {options['batch_size']}, {options['image_size']} pixels a side, "
+        f"{options['threads']} threads, medians of {options['steps']} steps and {EPOCHS} epochs, taking turns; "
+        f"rate 0 is compared with rate 0.\n{about['name']}: {about['processor']}, {about['cores']} cores, "
+        f"load {' '.join(map(str, about['load']))} before"
+    )
+    return "\n".join(lines)
+
+
+@contextmanager
+def contestants(names: list[str], options: Options) -> Iterator[dict[str, Connection]]:
+    """Start a process for each name, and yield the connections by which each is told to take its turn."""
+    context = get_context("spawn")
+    processes, turns = [], {}
+    try:
+        for name in names:
+            here, there = context.Pipe()
+            process = context.Process(target=_contestant, args=(name, options, there), daemon=True)
+            process.start()
+            there.close()
+            processes.append(process)
+            turns[name] = here
+        yield turns
+    finally:
+        for connection in turns.values():
+            connection.close()
+        for process in processes:
+            process.join(timeout=10)
+            process.kill()
+
+
+def take_turns(
+    turns: dict[str, Connection], rounds: int, warm_up: int, say: Callable[[str], None]
+) -> dict[str, list[float]]:
+    """Return the seconds that each took in each of `rounds`, after `warm_up` rounds that do not count."""
+    seconds: dict[str, list[float]] = {name: [] for name in turns}
+    for number in range(-warm_up, rounds):
+        for name, connection in turns.items():
+            connection.send(None)
+            seconds[name].append(connection.recv())
+        say("warming up" if number < 0 else f"round {number + 1} of {rounds}: {', '.join(turns)}")
+    return {name: values[warm_up:] for name, values in seconds.items()}
+
+
+def _contestant(name: str, options: Options, turn: Connection) -> None:
+    """Take a turn whenever told to, and send the seconds it took; end when the connection closes."""
+    with without_start_up_noise():
+        take = CONTESTANTS[name](options, turn)
+        try:
+            while True:
+                turn.recv()
+                start = time.perf_counter()
+                take()
+                turn.send(time.perf_counter() - start)
+        except (EOFError, BrokenPipeError):
+            pass
+
+
+def _stock_model(options: Options) -> Any:
+    """Return the network as the article's code builds it, compiled as it compiles it."""
+    import keras
+    import tensorflow as tf
+
+    tf.config.threading.set_intra_op_parallelism_threads(options.threads)
+    layers = keras.layers
+    model = keras.Sequential([keras.Input((options.image_size, options.image_size, 3))])
+    for i, count in enumerate(FILTERS):
+        model.add(layers.Conv2D(count, 3, padding="same", activation="relu"))
+        if options.rate:
+            model.add(layers.Dropout(options.rate))
+        if i:
+            model.add(layers.MaxPooling2D())
+    model.add(layers.Flatten())
+    for count in UNITS:
+        model.add(layers.Dense(count, activation="relu"))
+    model.add(layers.Dense(CLASSES, activation="softmax"))
+    # jit_compile=True would compile the convolutions by XLA, which makes it ten times slower on a processor.
+    optimizer = keras.optimizers.Adadelta(LEARNING_RATE, rho=RHO, epsilon=EPSILON)
+    model.compile(optimizer, "categorical_crossentropy", metrics=["accuracy"], jit_compile=False)
+    return model
+
+
+def _one_hot(labels: np.ndarray) -> np.ndarray:
+    return np.eye(CLASSES, dtype=np.float32)[labels]
+
+
+def _stock(options: Options, _: Connection) -> Callable[[], Any]:
+    import tensorflow as tf
+
+    model = _stock_model(options)
+    images, labels = random_images(options, options.batch_size)
+    batch = (tf.constant(images), tf.constant(_one_hot(labels)))
+    return lambda: model.train_on_batch(*batch)
+
+
+def _our_training(options: Options) -> tuple[Any, Any, int]:
+    from dropout_study import network, training
+
+    shards = network.use_threads(options.threads)
+    model = network.build_network(
+        (options.image_size, options.image_size, 3),
+        CLASSES,
+        filters=FILTERS,
+        units=UNITS,
+        first_activation="relu",
+        dropout=options.rate,
+        seed=0,
+    )
+    optimizer = training.make_optimizer("adadelta", LEARNING_RATE)
+    optimizer.build(model.trainable_variables)
+    return model, optimizer, shards
+
+
+def _ours(options: Options, _: Connection) -> Callable[[], Any]:
+    from dropout_study import training
+
+    model, optimizer, shards = _our_training(options)
+    step = training.make_step(model, optimizer, dropout=options.rate, seed=0, shards=shards)
+    batch = random_images(options, options.batch_size)
+    return lambda: float(step(*batch)[0])
+
+
+def _ours_rate_0(options: Options, turn: Connection) -> Callable[[], Any]:
+    return _ours(options._replace(rate=0.0), turn)
+
+
+def _ceiling(options: Options, _: Connection) -> Callable[[], Any]:
+    import tensorflow as tf
+
+    tf.config.threading.set_intra_op_parallelism_threads(options.threads)
+    matrix = tf.constant(np.random.default_rng(0).standard_normal((MATRIX, MATRIX), np.float32))
+    return lambda: tf.linalg.matmul(matrix, matrix)[0, 0].numpy()
+
+
+def _pytorch(options: Options, _: Connection, compiled: bool = False) -> Callable[[], Any]:
+    # As untyped modules: types are checked where PyTorch is installed and where it is not.
+    torch: Any = importlib.import_module("torch")
+    nn: Any = torch.nn
+    torch.set_num_threads(options.threads)
+    layers: list[Any] = []
+    channels, side = 3, options.image_size
+    for i, count in enumerate(FILTERS):
+        layers += [nn.Conv2d(channels, count, 3, padding="same"), nn.ReLU()]
+        if options.rate:
+            layers.append(nn.Dropout(options.rate))
+        if i:
+            layers.append(nn.MaxPool2d(2))
+            side //= 2
+        channels = count
+    layers.append(nn.Flatten())
+    inputs = channels * side * side
+    for count in UNITS:
+        layers += [nn.Linear(inputs, count), nn.ReLU()]
+        inputs = count
+    layers.append(nn.Linear(inputs, CLASSES))  # the softmax is in PyTorch's loss
+    model = nn.Sequential(*layers).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.Adadelta(model.parameters(), lr=LEARNING_RATE, rho=RHO, eps=EPSILON)
+    model = torch.compile(model) if compiled else model
+    images, labels = random_images(options, options.batch_size)
+    x = torch.from_numpy(images).permute(0, 3, 1, 2).to(memory_format=torch.channels_last)
+    y = torch.from_numpy(labels.astype(np.int64))
+
+    def step() -> float:
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(model(x), y)
+        loss.backward()
+        optimizer.step()
+        return float(loss)
+
+    return step
+
+
+def _pytorch_compiled(options: Options, turn: Connection) -> Callable[[], Any]:
+    return _pytorch(options, turn, compiled=True)
+
+
+def _pytorch_rate_0(options: Options, turn: Connection) -> Callable[[], Any]:
+    return _pytorch(options._replace(rate=0.0), turn)
+
+
+def _epoch_stock(options: Options, _: Connection) -> Callable[[], Any]:
+    model = _stock_model(options)
+    images, labels = random_images(options, EPOCH_IMAGES)
+    validation_images, validation_labels = random_images(options, EPOCH_VALIDATION, seed=1)
+    return lambda: model.fit(
+        images,
+        _one_hot(labels),
+        batch_size=options.batch_size,
+        epochs=1,
+        verbose=0,
+        validation_data=(validation_images, _one_hot(validation_labels)),
+    )
+
+
+def _epoch_ours(options: Options, turn: Connection) -> Callable[[], Any]:
+    """Train as the stage does, a checkpoint after every epoch included; each epoch waits for its turn."""
+    from dropout_study import training
+    from dropout_study.checkpoint import Checkpoints
+
+    model, optimizer, shards = _our_training(options)
+    directory = tempfile.TemporaryDirectory()
+    os.environ["DROPOUT_STUDY_CHECKPOINTS"] = directory.name
+    checkpoints = Checkpoints("bench")
+
+    def take() -> None:
+        start = time.perf_counter()
+
+        def after_epoch(so_far: training.Training) -> None:
+            nonlocal start
+            checkpoints.keep(model, optimizer, so_far.to_json(), len(so_far.history))
+            turn.send(time.perf_counter() - start)
+            turn.recv()
+            start = time.perf_counter()
+
+        with checkpoints.locked(), directory:
+            training.train(
+                model,
+                optimizer,
+                training.Images(*random_images(options, EPOCH_IMAGES)),
+                training.Images(*random_images(options, EPOCH_VALIDATION, seed=1)),
+                dropout=options.rate,
+                epochs=1_000_000,
+                batch_size=options.batch_size,
+                learning_rate_decay=1.0,
+                seed=0,
+                shards=shards,
+                on_epoch=after_epoch,
+            )
+
+    return take
+
+
+CONTESTANTS: dict[str, Callable[[Options, Connection], Callable[[], Any]]] = {
+    "stock": _stock,
+    "ours": _ours,
+    "ours_rate_0": _ours_rate_0,
+    "ceiling": _ceiling,
+    "pytorch": _pytorch,
+    "pytorch_compiled": _pytorch_compiled,
+    "pytorch_rate_0": _pytorch_rate_0,
+    "epoch_stock": _epoch_stock,
+    "epoch_ours": _epoch_ours,
+}

@@ -294,7 +294,7 @@ def _pytorch(options: Options, _: Connection, compiled: bool = False) -> Callabl
         loss = nn.functional.cross_entropy(model(x), y)
         loss.backward()
         optimizer.step()
-        return float(loss)
+        return float(loss.item())
 
     return step
 

@@ -11,7 +11,6 @@ from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from sklearn.metrics import confusion_matrix
 
 from dropout_study import files
 from dropout_study.errors import StudyError
@@ -109,6 +108,8 @@ def _rounded(value: float) -> float | None:
 
 def confusion(labels: np.ndarray, predicted: np.ndarray, classes: Sequence[str]) -> list[tuple[str, str, int]]:
     """Return how many test images of each class (first) are taken for each class (second), a row a pair."""
+    from sklearn.metrics import confusion_matrix  # half a second that only this function needs
+
     counts = confusion_matrix(labels, predicted, labels=range(len(classes)))
     return [
         (actual, taken_for, int(counts[i, j]))

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from sklearn.model_selection import train_test_split
 
 from dropout_study.errors import StudyError
 
@@ -50,6 +49,8 @@ def hold_out(labels: np.ndarray, share: float | Literal["test"], seed: int) -> t
     The held-out share is drawn by `seed`, stratified by class; nothing is held out if `share` is "test".
     Raises `StudyError` if the images are too few to have every class on both sides.
     """
+    from sklearn.model_selection import train_test_split  # half a second that only this function needs
+
     everything = np.arange(len(labels))
     if share == "test":
         return everything, everything[:0]

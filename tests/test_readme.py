@@ -28,6 +28,8 @@ RUN_BY_CI = {
     "pip install -c requirements.txt -e .": 'pip" install --quiet -c requirements.txt -e .',
 }
 
+RUN_BY_TESTS = {"dropout-study bench": '["bench", "--batch-size"'}  # in tests/test_bench.py, smaller
+
 
 def commands(document: str) -> list[str]:
     """Return the commands in the console blocks of a document, in order, without comments."""
@@ -47,6 +49,12 @@ def test_what_ci_runs_is_in_ci(command: str) -> None:
     assert RUN_BY_CI[command] in CI
 
 
+@pytest.mark.parametrize("command", RUN_BY_TESTS)
+def test_what_another_test_runs_is_in_that_test(command: str) -> None:
+    assert command in commands("README.md")
+    assert RUN_BY_TESTS[command] in (PROJECT / "tests/test_bench.py").read_text()
+
+
 @pytest.mark.parametrize("command", commands("CONTRIBUTING.md"))
 def test_contributing_names_only_commands_that_ci_runs(command: str) -> None:
     assert command in RUN_BY_CI
@@ -61,7 +69,7 @@ def test_the_other_commands_of_the_readme_work_in_its_order(clone: Clone, tmp_pa
     fresh = Clone(tmp_path / "fresh")
     ran = set()
     for command in commands("README.md"):
-        if command in RUN_BY_CI:
+        if command in RUN_BY_CI or command in RUN_BY_TESTS:
             continue
         where = clone
         if command in {"dvc pull", "dvc repro --pull"}:

@@ -1,9 +1,6 @@
 """scikit-learn's bundled handwritten digits, in CIFAR-10's shape: a demonstration that needs no network."""
 
 import numpy as np
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
-
 from dropout_study.datasets import DATASETS, Arrays
 
 
@@ -12,6 +9,9 @@ def load() -> Arrays:
 
     The split is fixed and stratified by class: 500 test images, the rest for training.
     """
+    from sklearn.datasets import load_digits  # half a second that CIFAR-10 does not need
+    from sklearn.model_selection import train_test_split
+
     digits = load_digits()
     grey = np.rint(digits.images * (255 / 16)).astype(np.uint8)
     images = np.repeat(np.repeat(grey, 2, axis=1), 2, axis=2)

@@ -29,6 +29,7 @@ def test_an_image_costs_474_million_operations() -> None:
     assert round(bench.flops_per_image(32) / 1e6) == 474
 
 
+@pytest.mark.pipeline
 def test_the_command_measures_everything_that_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """For real, in processes of their own, but few and small images."""
     monkeypatch.setattr(bench, "EPOCH_IMAGES", 32)
@@ -101,5 +102,7 @@ def test_bad_options_are_refused(arguments: list[str]) -> None:
 def test_images_are_a_function_of_the_seed() -> None:
     options = bench.Options(0.5, 4, 1, 8, 1)
     images, labels = bench.random_images(options, 5)
-    assert (images.shape, images.dtype, labels.dtype) == ((5, 8, 8, 3), np.float32, np.uint8)
+    assert images.shape == (5, 8, 8, 3)
+    assert images.dtype == np.float32
+    assert labels.dtype == np.uint8
     np.testing.assert_array_equal(images, bench.random_images(options, 5)[0])

@@ -150,9 +150,9 @@ def ours(
     return y, tape.gradient(total, inputs)
 
 
-@pytest.mark.parametrize("count", [1, 2, 7])
+@pytest.mark.parametrize("count", [1, 7])
 @pytest.mark.parametrize(("relu", "pool"), [(True, False), (False, False), (True, True)])
-@pytest.mark.parametrize("rate", [0.0, *RATES])
+@pytest.mark.parametrize("rate", [0.0, 0.1, 0.5, 0.9])
 def test_values_and_gradients_are_those_of_stock_operations(rate: float, relu: bool, pool: bool, count: int) -> None:
     random = np.random.default_rng(0)
     x = random.normal(size=(count, 6, 4, 8)).astype(np.float32)

@@ -1,6 +1,7 @@
 """scikit-learn's bundled handwritten digits, in CIFAR-10's shape: a demonstration that needs no network."""
 
 import numpy as np
+
 from dropout_study.datasets import DATASETS, Arrays
 
 

@@ -23,18 +23,19 @@ from dropout_study.progress import machine, without_start_up_noise
 FILTERS, UNITS, CLASSES = [64, 64, 128, 256], [512, 512], 10
 LEARNING_RATE, RHO, EPSILON = 1.0, 0.95, 1e-7  # the article's Adadelta
 MATRIX = 2048
-EPOCH_IMAGES, EPOCH_VALIDATION, EPOCHS = 4_096, 512, 3
+EPOCH_VALIDATION, EPOCHS = 512, 3
 WARM_UP = 2
 
 
 class Options(NamedTuple):
-    """What is measured: dropout rate, images a step, threads, pixels a side, and how many steps each."""
+    """What is measured: dropout rate, images a step, threads, pixels a side, steps each, and images an epoch."""
 
     rate: float
     batch_size: int
     threads: int
     image_size: int
     steps: int
+    epoch_images: int = 4_096
 
 
 def flops_per_image(image_size: int) -> int:
@@ -76,19 +77,19 @@ def run(options: Options, say: Callable[[str], None]) -> dict[str, Any]:
     )
     with contestants(names, options) as turns:
         seconds = take_turns(turns, options.steps, WARM_UP, say)
-    for name in names:
+    for name in seconds:
         images = MATRIX**3 * 2 / flops_per_image(options.image_size) if name == "ceiling" else options.batch_size
         speeds[name] = images / median(seconds[name])
     with contestants(["epoch_stock", "epoch_ours"], options) as turns:
         seconds = take_turns(turns, EPOCHS, 1, say)
-    for name in ("epoch_stock", "epoch_ours"):
-        speeds[name] = EPOCH_IMAGES / median(seconds[name])
+    for name in seconds:
+        speeds[name] = options.epoch_images / median(seconds[name])
     return {
         "options": options._asdict(),
         "machine": {
             "name": os.uname().nodename,
             "load": [round(value, 2) for value in load],
-            **machine("keras", "numpy", "tensorflow"),
+            **machine("keras", "numpy", "tensorflow", *(["torch"] if importlib.util.find_spec("torch") else [])),
         },
         "images_per_second": {name: speed and round(speed, 1) for name, speed in speeds.items()},
         "ratios": {
@@ -114,7 +115,7 @@ ROWS = [
     ("pytorch", "PyTorch, eager, a step", "pytorch"),
     ("pytorch_compiled", "PyTorch, compiled, a step", "pytorch_compiled"),
     ("pytorch_rate_0", "PyTorch, eager, rate 0, a step", "pytorch_rate_0"),
-    ("ceiling", "ceiling: a 2048 × 2048 matrix product", "ceiling"),
+    ("ceiling", f"ceiling: a {MATRIX} × {MATRIX} matrix product", "ceiling"),
     ("epoch_stock", "stock Keras, fit, an epoch", "epoch"),
     ("epoch_ours", "this project, train, an epoch", None),
 ]
@@ -161,13 +162,20 @@ def contestants(names: list[str], options: Options) -> Iterator[dict[str, Connec
 def take_turns(
     turns: dict[str, Connection], rounds: int, warm_up: int, say: Callable[[str], None]
 ) -> dict[str, list[float]]:
-    """Return the seconds that each took in each of `rounds`, after `warm_up` rounds that do not count."""
+    """Return the seconds that each took in each of `rounds`, after `warm_up` rounds that do not count.
+
+    Who ends before that is left out, and that is said.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in turns}
     for number in range(-warm_up, rounds):
-        for name, connection in turns.items():
-            connection.send(None)
-            seconds[name].append(connection.recv())
-        say("warming up" if number < 0 else f"round {number + 1} of {rounds}: {', '.join(turns)}")
+        for name in list(seconds):
+            try:
+                turns[name].send(None)
+                seconds[name].append(turns[name].recv())
+            except (EOFError, BrokenPipeError, ConnectionResetError):
+                del seconds[name]
+                say(f"warning: {name} failed, and is left out; what it said is above")
+        say("warming up" if number < 0 else f"round {number + 1} of {rounds}: {', '.join(seconds)}")
     return {name: values[warm_up:] for name, values in seconds.items()}
 
 
@@ -309,7 +317,7 @@ def _pytorch_rate_0(options: Options, turn: Connection) -> Callable[[], Any]:
 
 def _epoch_stock(options: Options, _: Connection) -> Callable[[], Any]:
     model = _stock_model(options)
-    images, labels = random_images(options, EPOCH_IMAGES)
+    images, labels = random_images(options, options.epoch_images)
     validation_images, validation_labels = random_images(options, EPOCH_VALIDATION, seed=1)
     return lambda: model.fit(
         images,
@@ -329,7 +337,7 @@ def _epoch_ours(options: Options, turn: Connection) -> Callable[[], Any]:
     model, optimizer, shards = _our_training(options)
     directory = tempfile.TemporaryDirectory()
     os.environ["DROPOUT_STUDY_CHECKPOINTS"] = directory.name
-    checkpoints = Checkpoints("bench")
+    checkpoints = Checkpoints("bench", "epoch")
 
     def take() -> None:
         start = time.perf_counter()
@@ -341,11 +349,11 @@ def _epoch_ours(options: Options, turn: Connection) -> Callable[[], Any]:
             turn.recv()
             start = time.perf_counter()
 
-        with checkpoints.locked(), directory:
+        with directory:
             training.train(
                 model,
                 optimizer,
-                training.Images(*random_images(options, EPOCH_IMAGES)),
+                training.Images(*random_images(options, options.epoch_images)),
                 training.Images(*random_images(options, EPOCH_VALIDATION, seed=1)),
                 dropout=options.rate,
                 epochs=1_000_000,

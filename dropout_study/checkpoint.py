@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 ROOT_VARIABLE = "DROPOUT_STUDY_CHECKPOINTS"
 ROOT = Path(".checkpoints")
+LOCKS = ROOT / "locks"
 DIGEST_BYTES = 64
 
 
@@ -55,45 +56,48 @@ def fingerprint(values: Any, arrays: Iterable[np.ndarray], modules: Iterable[Pat
     return digest.hexdigest()[:16]
 
 
+@contextmanager
+def locked(key: str) -> Iterator[None]:
+    """Hold the variant `key` of this project for this process; the lock ends with the process, however it ends.
+
+    Raises `StudyError` at once if another process holds it: both would write the same outputs.
+    """
+    path = LOCKS / f"{key}.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StudyError(f"{path}: another process is training this variant; wait for it, or end it") from None
+        yield
+
+
 class Checkpoints:
-    """The checkpoints of one variant, every `every` epochs, in the directory `name` below .checkpoints.
+    """The checkpoints of the variant `key`, every `every` epochs, under the hash `digest` below .checkpoints.
 
     The environment variable DROPOUT_STUDY_CHECKPOINTS names another directory than .checkpoints.
     """
 
-    def __init__(self, name: str, every: int = 1) -> None:
-        self.name = name
+    def __init__(self, key: str, digest: str, every: int = 1) -> None:
+        self.key = key
         self.every = every
         self.epoch = 0  # the latest that there is a checkpoint of
-        self.directory = Path(os.environ.get(ROOT_VARIABLE, ROOT)) / name
+        self.root = Path(os.environ.get(ROOT_VARIABLE, ROOT))
+        self.directory = self.root / f"{key}-{digest}"
         self.latest = self.directory / "latest"
         self.previous = self.directory / "previous"
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the variant for this process; the lock ends with the process, however it ends.
-
-        Raises `StudyError` at once if another process holds it.
-        """
-        self.directory.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self.directory, os.O_RDONLY)
+    def telling(self) -> Iterator[None]:
+        """Say, if the block is interrupted, where the next run goes on."""
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            for leftover in self.directory.glob(".*"):
-                leftover.unlink()  # of a write that was killed
             yield
-        except BlockingIOError:
-            raise StudyError(
-                f"{self.directory}: another process is training this variant; wait for it, or end it"
-            ) from None
         except KeyboardInterrupt:
             where = (
                 f"goes on after epoch {self.epoch}, from its checkpoint" if self.epoch else "starts at the beginning"
             )
-            say(f"{self.name}: interrupted; the next run {where}")
+            say(f"{self.key}  the next run {where}")
             raise
-        finally:
-            os.close(descriptor)
 
     def resume(self, network: "keras.Model", optimizer: "keras.Optimizer") -> Any:
         """Put `network` and the built `optimizer` into the latest state kept, and return its progress; or None."""
@@ -104,7 +108,7 @@ class Checkpoints:
         network.set_weights(state.weights)
         for variable, value in zip(optimizer.variables, state.optimizer, strict=True):
             variable.assign(value)
-        say(f"{self.name}: going on after epoch {self.epoch}, from its checkpoint")
+        say(f"{self.key}  going on after epoch {self.epoch}, from its checkpoint")
         return state.progress
 
     def keep(self, network: "keras.Model", optimizer: "keras.Optimizer", progress: Any, epoch: int) -> None:
@@ -122,11 +126,15 @@ class Checkpoints:
             say(f"warning: {self.latest}: no checkpoint of epoch {epoch} ({error.strerror}); training goes on")
 
     def save(self, state: State) -> None:
-        """Write `state`; what was the latest becomes the previous. Raises `OSError`, with both kept, if it cannot."""
+        """Write `state`; what was the latest becomes the previous. Raises `OSError` if it cannot.
+
+        Whatever happens meanwhile, one of the two files is whole, if one was before.
+        """
         arrays = {f"weights_{i}": array for i, array in enumerate(state.weights)}
         arrays |= {f"optimizer_{i}": array for i, array in enumerate(state.optimizer)}
         payload = io.BytesIO()
-        np.savez(payload, progress=np.array(json.dumps([state.epoch, state.progress])), **arrays)  # type: ignore[arg-type]
+        progress = np.array(json.dumps([state.epoch, state.progress]))
+        np.savez(payload, progress=progress, **arrays)  # type: ignore[arg-type]
         content = payload.getvalue()
         with files.replacing(self.latest) as temporary:
             with temporary.open("wb") as file:
@@ -139,20 +147,33 @@ class Checkpoints:
                 self.latest.replace(self.previous)
 
     def load(self) -> State | None:
-        """Return the latest whole state, or None; says so if a damaged one was passed over."""
+        """Return the latest whole state, or None; a damaged one is removed, and that is said."""
+        if self.directory.exists():
+            for leftover in self.directory.glob(".*"):
+                leftover.unlink()  # of a write that was killed
         for path in (self.latest, self.previous):
-            if not path.exists():
+            try:
+                content = path.read_bytes()
+            except FileNotFoundError:
                 continue
-            content = path.read_bytes()
+            except OSError as error:
+                content = str(error).encode()
             payload = content[DIGEST_BYTES:]
             if hashlib.sha256(payload).hexdigest().encode() == content[:DIGEST_BYTES]:
                 return _unpack(payload)
-            say(f"warning: {path} is damaged; going on from the checkpoint before it, if there is one")
+            # Left where it is, it would take the place of a whole one with the next write.
+            path.unlink()
+            say(f"warning: {path} was damaged; going on from the checkpoint before it, if there is one")
         return None
 
     def clear(self) -> None:
-        """Remove the checkpoints: the result stands."""
-        shutil.rmtree(self.directory, ignore_errors=True)
+        """Remove the checkpoints: the result stands. In the project's own directory, those of other settings too.
+
+        They are of runs that were killed before a setting was changed; in a shared directory they may be another's.
+        """
+        others = self.root.glob(f"{self.key}-{'[0-9a-f]' * 16}") if self.root == ROOT else []
+        for directory in [self.directory, *others]:
+            shutil.rmtree(directory, ignore_errors=True)
 
 
 def _unpack(payload: bytes) -> State:

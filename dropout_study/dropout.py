@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
+MASKS = 1_685_221_232  # sets the masks apart from what else is drawn by a seed: kernels, and the order of images
 NOTHING = 4  # in place of the winner's position in its pooling window, where no value was above zero
 
 
@@ -24,12 +25,12 @@ class Key(NamedTuple):
 
 
 def layer_key(seed: int, layer: int, step: tf.Tensor) -> Key:
-    """Return the key of `layer` (0, 1, …) in `step` (a scalar integer) of the training with `seed`.
+    """Return the key of `layer` (1, 2, …) in `step` (a scalar integer) of the training with `seed`.
 
     Seed and layer go through NumPy's SeedSequence, the step through a hash: keys of neighbours share nothing, so
     that no mask is a shifted copy of another.
     """
-    words = np.random.SeedSequence([seed, layer]).generate_state(2)
+    words = np.random.SeedSequence([seed, MASKS, layer]).generate_state(2)
     counter = tf.cast(step, tf.uint32)
     return Key(*(_mix(_mix(counter + np.uint32(i)) ^ word) for i, word in enumerate(words)))
 

@@ -13,9 +13,8 @@ class StudyError(Exception):
 def run_stage(main: Callable[..., None], description: str, *arguments: str) -> None:
     """Run a stage's `main` as a command: `--help`, optional positional `arguments`, readable errors.
 
-    A `StudyError` becomes one message on standard error and exit status 1, without a traceback.
-    Ctrl-C and SIGTERM raise KeyboardInterrupt
-    in `main`, and exit with 130 and 143, as shells expect.
+    A `StudyError` becomes one message on standard error and exit status 1, without a traceback. Ctrl-C and SIGTERM
+    raise KeyboardInterrupt in `main`, and end with a message and status 130 or 143, as shells expect.
     """
     parser = argparse.ArgumentParser(
         prog=f"python -m {_module_name()}",
@@ -33,6 +32,7 @@ def run_stage(main: Callable[..., None], description: str, *arguments: str) -> N
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt as interrupt:
+        print("interrupted", file=sys.stderr)
         sys.exit(128 + (interrupt.args[0] if interrupt.args else signal.SIGINT))
 
 

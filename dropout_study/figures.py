@@ -1,4 +1,4 @@
-"""The article's pictures, and the tables behind `dvc plots show`.
+"""The article's pictures, and the histories as one table.
 
 Every function returns a figure of a fixed size; `save` writes the same bytes for the same figure.
 """
@@ -80,9 +80,9 @@ def bars(by_rate: Mapping[float, Sequence[float]], optimizer: str, quantity: str
             "chance",
             (1, chance),
             xycoords=("axes fraction", "data"),
-            xytext=(0, 3),
+            xytext=(4, 0),
             textcoords="offset points",
-            ha="right",
+            va="center",
             color=CHANCE,
         )
     axes.set_xticks(range(len(by_rate)), [f"{rate:g}" for rate in by_rate])

@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from dropout_study.errors import StudyError
+
 SETTINGS = Path("params.yaml")
 DOWNLOADS = Path("data/downloads")
 RAW = Path("data/raw")
@@ -105,8 +107,8 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Return the value in the JSON file `path`."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    """Return the value in the JSON file `path`; raises `StudyError` if it is not there."""
+    return json.loads(_existing(path).read_text(encoding="utf-8"))
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
@@ -120,8 +122,8 @@ def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]])
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
-    """Return the rows of the table `path`, each a dict from column to text."""
-    with path.open(encoding="utf-8", newline="") as file:
+    """Return the rows of the table `path`, each a dict from column to text; raises `StudyError` if it is not there."""
+    with _existing(path).open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
 
 
@@ -148,5 +150,14 @@ def write_blocks(path: Path, shape: tuple[int, ...], blocks: Iterable[np.ndarray
 
 
 def read_array(path: Path) -> np.ndarray:
-    """Return the array in the `.npy` file `path`, memory-mapped: read as it is used, shared by processes."""
-    return np.load(path, mmap_mode="r", allow_pickle=False)
+    """Return the array in the `.npy` file `path`, memory-mapped: read as it is used, shared by processes.
+
+    Raises `StudyError` if it is not there.
+    """
+    return np.load(_existing(path), mmap_mode="r", allow_pickle=False)
+
+
+def _existing(path: Path) -> Path:
+    if not path.exists():
+        raise StudyError(f"{path}: there is no such file yet; `dvc repro` makes it")
+    return path

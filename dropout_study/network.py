@@ -35,8 +35,8 @@ def build_network(
 
     A 3×3 convolution with "same" padding, its activation and dropout for each of `filters`, pooling by 2 after
     all but the first; then a dense ReLU layer for each of `units` (no dropout there) and a softmax layer.
-    Kernels are Glorot-uniform, drawn by `seed`, as are the dropout masks; `dropout` in [0, 1) is the probability
-    of dropping a value, and 0 adds no layer.
+    Kernels are Glorot-uniform, drawn by `seed`; `dropout` in [0, 1) is the probability of dropping a value, and 0 adds
+    no layer. (The study trains by `training_logits`, whose masks are its own; these layers say what the network is.)
 
     Takes normalized float32 images; with `scale` and `offset` (one number a channel) it takes raw uint8 pixels
     and normalizes them itself.
@@ -73,13 +73,16 @@ def use_threads(threads: int) -> int:
     """Have TensorFlow compute on `threads` threads (0: one a core); return into how many shards to split a batch.
 
     Two threads that compute half a batch each are faster than two that share every operation of a whole one, so a
-    batch is split into a shard a thread, 8 at the most. Equal runs give equal bytes at equal numbers of threads.
-    To be called before anything is computed.
+    batch is split into a shard a thread, or into 8 at the most that share the threads evenly. Equal runs give equal
+    bytes at equal numbers of threads. To be called before anything is computed.
     """
     threads = threads or cores()
-    shards = 1 if tf.config.list_physical_devices("GPU") else min(threads, MOST_SHARDS)
+    # The most shards for which the threads divide without a rest, so that no core is idle.
+    shards = next(count for count in range(MOST_SHARDS, 0, -1) if threads % count == 0)
+    if tf.config.list_physical_devices("GPU"):
+        shards = 1
     tf.config.threading.set_inter_op_parallelism_threads(shards)
-    tf.config.threading.set_intra_op_parallelism_threads(max(1, threads // shards))
+    tf.config.threading.set_intra_op_parallelism_threads(threads // shards)
     tf.config.experimental.enable_op_determinism()
     return shards
 
@@ -124,16 +127,16 @@ def training_logits(
     The same layers as the network's own, with its weights; but what follows a convolution is one operation (see
     `dropout_study.dropout`), with the masks of `seed` and `step`. `numbers` are those of the images in their batch.
     """
-    x, layer = images, 0
+    x = images
     layers = {layer.name: layer for layer in network.layers}
-    for layer in range(sum(name.startswith("convolution_") for name in layers)):
-        convolution = layers[f"convolution_{layer + 1}"]
+    for i in range(1, 1 + sum(name.startswith("convolution_") for name in layers)):
+        convolution = layers[f"convolution_{i}"]
         x = tf.nn.conv2d(x, convolution.kernel.value, 1, "SAME")
-        bias, key = convolution.bias.value, layer_key(seed, layer, step)
-        if f"pool_{layer + 1}" in layers:
+        bias, key = convolution.bias.value, layer_key(seed, i, step)
+        if f"pool_{i}" in layers:
             x = activate_and_pool(x, bias, numbers, dropout, key)
         else:
-            x = activate(x, bias, numbers, dropout, key, relu=f"relu_{layer + 1}" in layers)
+            x = activate(x, bias, numbers, dropout, key, relu=f"relu_{i}" in layers)
     x = tf.reshape(x, [-1, int(np.prod(x.shape[1:]))])
     for name, dense in layers.items():
         if name.startswith("dense_"):

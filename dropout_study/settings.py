@@ -149,11 +149,9 @@ class Settings(_Section):
         """Return the variant of the study that DVC calls `key`; raises `StudyError` if there is none."""
         variants = {variant.key: variant for variant in self.variants}
         if key not in variants:
-            near = difflib.get_close_matches(key or "", variants, n=3, cutoff=0) or list(variants)
-            raise StudyError(
-                f"{key or 'no variant named'}: {files.SETTINGS} has no such variant; "
-                f"name one of its {len(variants)}, such as {', '.join(near[:3])}"
-            )
+            near = difflib.get_close_matches(key or "", variants, n=3) or list(variants)[:3]
+            problem = f"{key}: {files.SETTINGS} has no such variant" if key else "no variant was named"
+            raise StudyError(f"{problem}; name one of its {len(variants)}, such as {', '.join(near)}")
         return variants[key]
 
     @property

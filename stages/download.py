@@ -24,8 +24,11 @@ def main() -> None:
     files.write_json(files.CLASSES, list(DATASETS[settings.dataset].classes))
     facts = describe(settings.dataset, arrays)
     files.write_json(files.DATASET, facts)
-    for name, value in facts.items():
-        say(f"{name.replace('_', ' ')}: {value}")
+    size = "×".join(map(str, facts["image_size"]))
+    say(f"{settings.dataset}: {facts['classes']} classes, images of {size} pixels, {facts['channels']} channels")
+    for part in ("train", "test"):
+        per_class = facts[part]["per_class"].values()
+        say(f"{part}: {facts[part]['images']:,} images, {min(per_class):,} to {max(per_class):,} a class")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Draw the article's pictures, and write the tables behind `dvc plots show`."""
+"""Draw the article's pictures, and write all histories as one table."""
 
 from dropout_study import evaluation, figures, files
 from dropout_study.errors import run_stage
@@ -7,7 +7,7 @@ from dropout_study.settings import load_settings
 
 
 def main() -> None:
-    """Write the pictures and tables in metrics/plots/."""
+    """Write the pictures in metrics/plots/, and metrics/histories.csv."""
     load_settings()
     classes = files.read_json(files.CLASSES)
     shown = list(figures.SAMPLES)

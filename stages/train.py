@@ -8,12 +8,14 @@ import os
 from pathlib import Path
 
 from dropout_study import files
-from dropout_study.checkpoint import Checkpoints, fingerprint
+from dropout_study.checkpoint import Checkpoints, fingerprint, locked
 from dropout_study.errors import run_stage
 from dropout_study.progress import TrainingReport, cores, machine, without_start_up_noise
 from dropout_study.settings import load_settings
 
+# What a result depends on beside settings and data: these modules, and what TensorFlow and its libraries obey.
 MODULES = [Path("stages/train.py"), *(Path(f"dropout_study/{name}.py") for name in ("network", "dropout", "training"))]
+VARIABLES = ("CUDA_VISIBLE_DEVICES", "ONEDNN_MAX_CPU_ISA", "TF_ENABLE_ONEDNN_OPTS", "TF_XLA_FLAGS", "XLA_FLAGS")
 
 
 @without_start_up_noise()
@@ -23,24 +25,24 @@ def main(key: str | None = None) -> None:
     variant = settings.variant(key or os.environ.get("DVC_STAGE", "").partition("@")[2])
     learning_rate = getattr(settings.train.learning_rate, variant.optimizer)
     threads = settings.train.threads or cores()
+    with locked(variant.key):
+        from dropout_study import network, training  # TensorFlow takes seconds: only once all is right
 
-    from dropout_study import network, training  # TensorFlow takes seconds: only once the settings are right
-
-    train, validation = (
-        training.Images(
-            files.read_array(files.images_file(files.NORMALIZED, part)),
-            files.read_array(files.labels_file(files.NORMALIZED, part)),
+        train, validation = (
+            training.Images(
+                files.read_array(files.images_file(files.NORMALIZED, part)),
+                files.read_array(files.labels_file(files.NORMALIZED, part)),
+            )
+            for part in ("train", "validation")
         )
-        for part in ("train", "validation")
-    )
-    about = machine("keras", "numpy", "tensorflow")
-    numbers = settings.train.model_dump(exclude={"learning_rate", "threads", "checkpoint_every"})
-    depends_on = [variant, settings.network.model_dump(), numbers, learning_rate, threads, about["versions"]]
-    name = f"{variant.key}-{fingerprint(depends_on, [*train, *validation], MODULES)}"
-    checkpoints = Checkpoints(name, settings.train.checkpoint_every)
-    report = TrainingReport(variant.key, len(train.labels), settings.train.epochs)
-    with checkpoints.locked():
         shards = network.use_threads(threads)
+        about = machine("keras", "numpy", "tensorflow")
+        numbers = settings.train.model_dump(exclude={"learning_rate", "threads", "checkpoint_every"})
+        depends_on = [variant, settings.network.model_dump(), numbers, learning_rate, threads, shards]
+        depends_on += [about["processor"], about["versions"], {name: os.environ.get(name) for name in VARIABLES}]
+        digest = fingerprint(depends_on, [*train, *validation], MODULES)
+        checkpoints = Checkpoints(variant.key, digest, settings.train.checkpoint_every)
+        report = TrainingReport(variant.key, len(train.labels), settings.train.epochs)
         model = network.build_network(
             train.images.shape[1:],
             settings.classes,
@@ -56,20 +58,21 @@ def main(key: str | None = None) -> None:
             checkpoints.keep(model, optimizer, so_far.to_json(), len(so_far.history))
             report.epoch(so_far.history[-1], so_far.seconds)
 
-        result = training.train(
-            model,
-            optimizer,
-            train,
-            validation,
-            dropout=variant.dropout,
-            epochs=settings.train.epochs,
-            batch_size=settings.train.batch_size,
-            learning_rate_decay=settings.train.learning_rate_decay,
-            seed=variant.seed,
-            shards=shards,
-            so_far=training.Training.from_json(kept) if kept else None,
-            on_epoch=after_epoch,
-        )
+        with checkpoints.telling():
+            result = training.train(
+                model,
+                optimizer,
+                train,
+                validation,
+                dropout=variant.dropout,
+                epochs=settings.train.epochs,
+                batch_size=settings.train.batch_size,
+                learning_rate_decay=settings.train.learning_rate_decay,
+                seed=variant.seed,
+                shards=shards,
+                so_far=training.Training.from_json(kept) if kept else None,
+                on_epoch=after_epoch,
+            )
         if result.diverged:
             report.diverged(*result.diverged, variant.optimizer, learning_rate)
         with files.replacing(files.weights_file(variant.key)) as temporary:

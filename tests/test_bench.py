@@ -1,3 +1,4 @@
+import functools
 import importlib.util
 import json
 import subprocess
@@ -32,13 +33,21 @@ def test_an_image_costs_474_million_operations() -> None:
 @pytest.mark.pipeline
 def test_the_command_measures_everything_that_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """For real, in processes of their own, but few and small images."""
-    monkeypatch.setattr(bench, "EPOCH_IMAGES", 32)
+    few = functools.partial(bench.Options, epoch_images=64)
+    monkeypatch.setattr(bench, "Options", few)
     arguments = ["bench", "--batch-size", "16", "--image-size", "8", "--steps", "2", "--threads", "2"]
     path = tmp_path / "bench.json"
     outcome = CliRunner().invoke(main, [*arguments, "--json", str(path)])
     assert outcome.exit_code == 0, outcome.output
     result = json.loads(path.read_text())
-    assert result["options"] == {"rate": 0.5, "batch_size": 16, "threads": 2, "image_size": 8, "steps": 2}
+    assert result["options"] == {
+        "rate": 0.5,
+        "batch_size": 16,
+        "threads": 2,
+        "image_size": 8,
+        "steps": 2,
+        "epoch_images": 64,
+    }
     speeds, ratios = result["images_per_second"], result["ratios"]
     assert set(speeds) == NAMES
     assert set(ratios) == RATIOS
@@ -88,6 +97,25 @@ def test_turns_alternate_and_warm_up_does_not_count() -> None:
     seconds = bench.take_turns(turns, 3, 2, lambda _: None)  # type: ignore[arg-type]
     assert order == ["a", "b"] * 5
     assert seconds == {"a": [3, 4, 5], "b": [3, 4, 5]}
+
+
+def test_who_fails_is_left_out_and_the_others_go_on() -> None:
+    class Turn:
+        def __init__(self, last: float) -> None:
+            self.number, self.last = 0.0, last
+
+        def send(self, _: object) -> None:
+            self.number += 1
+
+        def recv(self) -> float:
+            if self.number > self.last:
+                raise EOFError
+            return self.number
+
+    said: list[str] = []
+    seconds = bench.take_turns({"a": Turn(9), "b": Turn(1)}, 2, 1, said.append)  # type: ignore[dict-item]
+    assert seconds == {"a": [2, 3]}
+    assert "warning: b failed, and is left out; what it said is above" in said
 
 
 @pytest.mark.parametrize(

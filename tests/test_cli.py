@@ -1,3 +1,4 @@
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -6,7 +7,7 @@ from click.testing import CliRunner
 
 from dropout_study import evaluation, files
 from dropout_study.cli import main
-from tests.clones import PROJECT
+from tests.clones import PROJECT, change_settings
 from tests.test_evaluation import result
 
 
@@ -43,7 +44,17 @@ def test_results_prints_table_best_and_where_to_look(tmp_path: Path, monkeypatch
     assert status == 0
     assert out.startswith(evaluation.table(rows))
     assert "Best by validation accuracy (90.0%): sgd-0.5-0, test accuracy 80.0%" in out
+    assert "its model will be, after `dvc repro`, models/best.keras" in out
+    assert "These are not the variants of params.yaml as it is now" in out
     assert "dvc plots show" in out
+    files.write_bytes(files.BEST_MODEL, b"")
+    shutil.copy(PROJECT / "presets/quick.yaml", "params.yaml")
+    change_settings(
+        Path("params.yaml"), {"study.optimizers": ["sgd"], "study.dropouts": [0.1, 0.5], "study.seeds": [0]}
+    )
+    _, out, _ = run("results")
+    assert "its model is models/best.keras" in out
+    assert "These are not" not in out
 
 
 def test_results_shows_the_table_even_if_all_diverged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

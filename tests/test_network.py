@@ -1,10 +1,17 @@
+import os
+import subprocess
+import sys
 from typing import Any
 
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
-from dropout_study.network import build_network, make_measure
+from dropout_study import training
+from dropout_study.dropout import keep_mask, layer_key
+from dropout_study.network import build_network, make_measure, training_logits
+from tests.clones import PROJECT
 
 ARTICLE: dict[str, Any] = {
     "filters": [64, 64, 128, 256],
@@ -115,3 +122,59 @@ def test_a_network_with_scale_and_offset_takes_raw_pixels() -> None:
     inputs = (pixels * [0.5, 1, 2] + [-1, 0, 1]).astype(np.float32)
     assert raw.inputs[0].dtype == "uint8"
     np.testing.assert_allclose(raw(pixels), plain(inputs), rtol=1e-5)
+
+
+@pytest.mark.parametrize("first_activation", ["relu", "linear"])
+@pytest.mark.parametrize("rate", [0.0, 0.4])
+@pytest.mark.parametrize("step", [0, 7])
+def test_training_draws_the_masks_of_seed_layer_and_step(first_activation: str, rate: float, step: int) -> None:
+    """Against plain operations, layer by layer, each with the mask that is its own."""
+    network = build_network(
+        (8, 8, 3), 10, filters=[3, 4, 5], units=[6], first_activation=first_activation, dropout=rate, seed=2
+    )
+    weights = [tf.constant(weight) for weight in network.get_weights() if weight.ndim]
+    images = tf.constant(np.random.default_rng(0).normal(size=(4, 8, 8, 3)).astype(np.float32))
+    numbers = tf.range(10, 14)
+    found = training_logits(network, images, numbers, dropout=rate, seed=2, step=tf.constant(step))
+
+    x = images
+    for i in range(3):
+        x = tf.nn.conv2d(x, weights[2 * i], 1, "SAME") + weights[2 * i + 1]
+        x = tf.nn.relu(x) if i or first_activation == "relu" else x
+        kept = keep_mask(numbers, tuple(x.shape[1:]), rate, layer_key(2, i + 1, tf.constant(step))) if rate else True
+        x = tf.where(kept, x / (1 - rate), 0.0)
+        x = tf.nn.max_pool2d(x, 2, 2, "VALID") if i else x
+    x = tf.nn.relu(tf.reshape(x, [4, -1]) @ weights[6] + weights[7]) @ weights[8] + weights[9]
+    np.testing.assert_allclose(found, x, rtol=1e-4, atol=1e-5)
+
+
+def test_every_step_of_a_training_has_its_own_masks(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = []
+    network = build_network((4, 4, 3), 10, **TINY, dropout=0.5)
+    optimizer = training.make_optimizer("sgd", 0.1)
+    optimizer.build(network.trainable_variables)
+
+    def noting(*arguments: Any, step: tf.Tensor, **keywords: Any) -> tf.Tensor:
+        tf.py_function(lambda value: steps.append(int(value)), [step], [])
+        return training_logits(*arguments, step=step, **keywords)
+
+    monkeypatch.setattr(training, "training_logits", noting)
+    step = training.make_step(network, optimizer, dropout=0.5, seed=0, shards=1)
+    for _ in range(3):
+        step(np.zeros((4, 4, 4, 3), np.float32), np.zeros(4, np.uint8))
+    assert steps == [0, 1, 2]
+
+
+@pytest.mark.parametrize(("threads", "shards"), [(1, 1), (2, 2), (10, 5), (16, 8)])
+def test_shards_share_the_threads_evenly(threads: int, shards: int) -> None:
+    code = (
+        "import sys, tensorflow as tf\n"
+        "from dropout_study.network import use_threads\n"
+        "shards = use_threads(int(sys.argv[1]))\n"
+        "print(shards, shards * tf.config.threading.get_intra_op_parallelism_threads())\n"
+    )
+    variables = os.environ | {"PYTHONPATH": str(PROJECT)}
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(threads)], env=variables, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == [str(shards), str(threads)]

@@ -177,7 +177,7 @@ def test_shards_change_nothing_but_the_order_of_sums(shards: int, dropout: float
 
 
 def test_a_training_that_goes_on_is_the_one_that_never_stopped() -> None:
-    whole, network = run(dropout=0.5, epochs=4)
+    whole, network = run(dropout=0.5, epochs=4, learning_rate_decay=0.5)
     states: list[tuple[training.Training, list[np.ndarray], list[np.ndarray]]] = []
     half = build_network((4, 4, 3), 3, **TINY, dropout=0.5, seed=0)
     optimizer = make_optimizer("adam", 0.01)
@@ -187,7 +187,7 @@ def test_a_training_that_goes_on_is_the_one_that_never_stopped() -> None:
         value = training.Training.from_json(json.loads(json.dumps(so_far.to_json())))
         states.append((value, half.get_weights(), [variable.numpy() for variable in optimizer.variables]))
 
-    settings: dict[str, Any] = {"dropout": 0.5, "batch_size": 8, "learning_rate_decay": 1.0, "seed": 0}
+    settings: dict[str, Any] = {"dropout": 0.5, "batch_size": 8, "learning_rate_decay": 0.5, "seed": 0}
     training.train(half, optimizer, TRAIN, VALIDATION, epochs=2, on_epoch=remember, **settings)
 
     resumed = build_network((4, 4, 3), 3, **TINY, dropout=0.5, seed=9)

@@ -1,7 +1,7 @@
 """The data sets that the study knows, and what is fixed about each."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -55,7 +55,7 @@ DATASETS = {
 }
 
 
-def describe(name: str, arrays: Arrays) -> dict[str, object]:
+def describe(name: str, arrays: Arrays) -> dict[str, Any]:
     """Return what the article prints of a data set: examples, channels, image size; and counts per class."""
     dataset = DATASETS[name]
     height, width, channels = arrays.train_images.shape[1:]

@@ -27,7 +27,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Clone:
     """A small project with normalized data, whose trainings have ten epochs of a few milliseconds."""
     clone = small_project(tmp_path_factory.mktemp("killed") / "project")
     clone.change(study__optimizers=["adadelta"], study__dropouts=[0.5], train__epochs=10, train__batch_size=16)
-    clone.change(network__filters=[4, 8], network__units=[16])
+    clone.change(network__filters=[4, 8], network__units=[16], train__learning_rate_decay=0.9)
     clone.repro("normalize")
     clone.commit("normalized")
     return clone
@@ -86,7 +86,7 @@ def outputs(project: Clone) -> tuple[bytes, bytes]:
 
 
 def checkpoints(project: Clone) -> list[Path]:
-    return sorted((project.path / ".checkpoints").glob("*/*"))
+    return sorted((project.path / ".checkpoints").glob(f"{KEY}-*/*"))
 
 
 @pytest.fixture(scope="module")
@@ -186,12 +186,23 @@ def test_an_interrupt_ends_with_a_message_and_a_checkpoint(
     process.send_signal(number)
     printed = process.communicate(timeout=60)[0]
     assert process.returncode == status
-    (message,) = re.findall(r"interrupted; the next run goes on after epoch (\d+), from its checkpoint", printed)
+    (message,) = re.findall(r"the next run goes on after epoch (\d+), from its checkpoint", printed)
+    assert "interrupted" in printed
     assert "Traceback" not in printed
     assert not (project.path / files.weights_file(KEY)).exists()
     again = start(project)
     await_line(again, f"going on after epoch {message}, from its checkpoint")
     kill(again)
+
+
+def test_an_interrupt_while_tensorflow_is_loaded_ends_with_a_message(project: Clone) -> None:
+    process = start(project)
+    while not (project.path / ".checkpoints/locks").exists():
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    printed = process.communicate(timeout=60)[0]
+    assert process.returncode == 143
+    assert printed == "interrupted\n"
 
 
 def test_a_damaged_checkpoint_costs_an_epoch_and_no_byte(
@@ -203,7 +214,7 @@ def test_a_damaged_checkpoint_costs_an_epoch_and_no_byte(
     (latest,) = (path for path in checkpoints(project) if path.name == "latest")
     latest.write_bytes(latest.read_bytes()[:-100])
     printed = finish(start(project))
-    assert f"{latest.relative_to(project.path)} is damaged" in printed
+    assert f"{latest.relative_to(project.path)} was damaged" in printed
     assert re.search(r"going on after epoch [3-9],", printed)
     assert outputs(project) == uninterrupted[1]
 
@@ -213,7 +224,7 @@ def test_a_second_process_stops_at_once_and_the_first_goes_on(
 ) -> None:
     first = start(project)
     assert first.stdout
-    while not (project.path / ".checkpoints").exists():
+    while not (project.path / ".checkpoints/locks").exists():
         time.sleep(0.05)
     os.kill(first.pid, signal.SIGSTOP)
     second = start(project)

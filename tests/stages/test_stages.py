@@ -173,3 +173,9 @@ def test_small_settings_are_real_keys() -> None:
     for key in SMALL:
         section, name = key.split(".")
         assert name in settings[section]
+
+
+def test_the_fingerprint_of_a_training_has_every_module_it_depends_on() -> None:
+    from stages.train import MODULES
+
+    assert {path.as_posix() for path in MODULES} == {name for name in listed("train", "deps") if name.endswith(".py")}

@@ -82,8 +82,8 @@ def _variants_of_the_settings() -> list[str]:
 def bench(rate: float, batch_size: int, threads: int, image_size: int, steps: int, path: Path | None) -> None:
     """Compare the speed of training with stock Keras and PyTorch on this machine.
 
-    Takes about four minutes and, at the defaults, 10 GB; wants the machine for itself. PyTorch takes part if it is
-    installed: pip install torch.
+    Takes about four minutes, and wants the machine for itself. PyTorch takes part if it is installed, by
+    pip install torch.
     """
     from dropout_study import bench, progress
 

@@ -1,4 +1,3 @@
-import functools
 import importlib.util
 import json
 import subprocess
@@ -33,8 +32,8 @@ def test_an_image_costs_474_million_operations() -> None:
 @pytest.mark.pipeline
 def test_the_command_measures_everything_that_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """For real, in processes of their own, but few and small images."""
-    few = functools.partial(bench.Options, epoch_images=64)
-    monkeypatch.setattr(bench, "Options", few)
+    run = bench.run
+    monkeypatch.setattr(bench, "run", lambda options, say: run(options._replace(epoch_images=64), say))
     arguments = ["bench", "--batch-size", "16", "--image-size", "8", "--steps", "2", "--threads", "2"]
     path = tmp_path / "bench.json"
     outcome = CliRunner().invoke(main, [*arguments, "--json", str(path)])

@@ -87,6 +87,7 @@ def use_threads(threads: int) -> int:
     return shards
 
 
+# What is done with a batch of images and labels: a training step, or a measurement.
 Batch = Callable[[np.ndarray, np.ndarray], tuple[tf.Tensor, tf.Tensor]]
 
 

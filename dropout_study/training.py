@@ -9,10 +9,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from dropout_study.network import make_measure, shards_at_once, training_logits
+from dropout_study.network import Batch, make_measure, shards_at_once, training_logits
 
 NAN = float("nan")
-Step = Callable[[np.ndarray, np.ndarray], tuple[tf.Tensor, tf.Tensor]]
 
 
 class Images(NamedTuple):
@@ -112,20 +111,23 @@ def train(
     measure = make_measure(network, shards)
     first_rate = float(optimizer.learning_rate)
     training = so_far or Training()
+    weights = network.get_weights()
     for epoch in range(len(training.history) + 1, epochs + 1):
         if training.diverged:
             break
         start = time.perf_counter()
-        before = network.get_weights()
         optimizer.learning_rate.assign(first_rate * learning_rate_decay ** (epoch - 1))
         order = epoch_order(len(train.labels), seed, epoch)
         loss, accuracy, failed_step = _train_epoch(step, train, order, batch_size)
         measured = measure(*validation) if failed_step is None else None
         row = Epoch(epoch, loss, accuracy, *(measured[:2] if measured else (NAN, NAN)))
-        if not np.isfinite(row.validation_loss) or not _finite(network):
+        trained = network.get_weights()
+        if np.isfinite(row.validation_loss) and all(np.isfinite(weight).all() for weight in trained):
+            weights = trained
+        else:
             training.diverged = Divergence(epoch, failed_step or -(-len(order) // batch_size))
             row = row._replace(validation_loss=NAN, validation_accuracy=NAN)
-            network.set_weights(before)
+            network.set_weights(weights)
         training.history.append(row)
         training.seconds.append(time.perf_counter() - start)
         optimizer.learning_rate.assign(first_rate)
@@ -133,7 +135,7 @@ def train(
     return training
 
 
-def _train_epoch(step: Step, data: Images, order: np.ndarray, batch_size: int) -> tuple[float, float, int | None]:
+def _train_epoch(step: Batch, data: Images, order: np.ndarray, batch_size: int) -> tuple[float, float, int | None]:
     """Return mean loss, accuracy and, if a loss was not finite, the step (from 1) at which it was."""
     total_loss = correct = 0.0
     for number, start in enumerate(range(0, len(order), batch_size), start=1):
@@ -146,7 +148,7 @@ def _train_epoch(step: Step, data: Images, order: np.ndarray, batch_size: int) -
     return total_loss / len(order), correct / len(order), None
 
 
-def make_step(network: keras.Model, optimizer: keras.Optimizer, *, dropout: float, seed: int, shards: int) -> Step:
+def make_step(network: keras.Model, optimizer: keras.Optimizer, *, dropout: float, seed: int, shards: int) -> Batch:
     """Return one training step, traced once: images and labels to the sum of losses and the number of hits.
 
     The batch is computed in `shards` that run at once, a thread each, and their gradients are added up in a fixed
@@ -183,7 +185,3 @@ def make_step(network: keras.Model, optimizer: keras.Optimizer, *, dropout: floa
         return tf.add_n(losses) + 0 * health, tf.add_n(hits)
 
     return step
-
-
-def _finite(network: keras.Model) -> bool:
-    return all(np.isfinite(weight).all() for weight in network.get_weights())

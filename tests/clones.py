@@ -5,6 +5,8 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,6 +85,14 @@ class Clone:
         metrics = self.path / "metrics"
         files = [metrics / "study.csv", metrics / "evaluation.json", *sorted((metrics / "plots").iterdir())]
         return {str(path.relative_to(self.path)): path.read_bytes() for path in files}
+
+
+@contextmanager
+def copied(original: Clone, path: Path) -> Iterator[Clone]:
+    """Copy a clone to `path`, DVC's cache included, to be changed at will; remove the copy at the end."""
+    shutil.copytree(original.path, path, symlinks=True)
+    yield Clone(path)
+    shutil.rmtree(path)
 
 
 def change_settings(path: Path, changes: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import hypothesis
 import pytest
 
-from tests.clones import FAKE_TRAINER, PROJECT, Clone, change_settings, small_project
+from tests.clones import FAKE_TRAINER, PROJECT, Clone, change_settings, copied, small_project
 
 # A busy machine is no failure.
 hypothesis.settings.register_profile("study", deadline=None)
@@ -48,7 +48,5 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Clone:
 @pytest.fixture
 def clone(finished: Clone, tmp_path: Path) -> Iterator[Clone]:
     """A copy of the finished project, DVC's cache included, to change at will."""
-    path = tmp_path / "project"
-    shutil.copytree(finished.path, path, symlinks=True)
-    yield Clone(path)
-    shutil.rmtree(path)
+    with copied(finished, tmp_path / "project") as copy:
+        yield copy

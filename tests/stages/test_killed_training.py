@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from dropout_study import files
-from tests.clones import Clone, environment, small_project
+from tests.clones import Clone, copied, environment, small_project
 
 pytestmark = pytest.mark.pipeline
 
@@ -35,10 +35,8 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Clone:
 
 @pytest.fixture
 def project(prepared: Clone, tmp_path: Path) -> Iterator[Clone]:
-    path = tmp_path / "project"
-    shutil.copytree(prepared.path, path, symlinks=True)
-    yield Clone(path)
-    shutil.rmtree(path)
+    with copied(prepared, tmp_path / "project") as copy:
+        yield copy
 
 
 def start(project: Clone, *command: str) -> subprocess.Popen[str]:
@@ -77,6 +75,13 @@ def kill(process: subprocess.Popen[str]) -> str:
     return process.communicate(timeout=60)[0]
 
 
+def train_and_be_killed(project: Clone, code: str) -> None:
+    """Train after `code`, which has arranged that the process group is killed by itself on the way."""
+    process = start(project, sys.executable, "-c", f"{code}import stages.train\nstages.train.main('{KEY}')\n")
+    process.communicate(timeout=120)
+    assert process.returncode == -signal.SIGKILL
+
+
 def outputs(project: Clone) -> tuple[bytes, bytes]:
     """Return the bytes of the weights and of the history."""
     return (
@@ -92,12 +97,11 @@ def checkpoints(project: Clone) -> list[Path]:
 @pytest.fixture(scope="module")
 def uninterrupted(prepared: Clone, tmp_path_factory: pytest.TempPathFactory) -> tuple[float, tuple[bytes, bytes]]:
     """How long a run takes that nobody kills, and what it writes."""
-    path = tmp_path_factory.mktemp("uninterrupted") / "project"
-    shutil.copytree(prepared.path, path, symlinks=True)
-    begin = time.monotonic()
-    assert "epoch 10/10" in finish(start(Clone(path)))
-    assert checkpoints(Clone(path)) == []
-    return time.monotonic() - begin, outputs(Clone(path))
+    with copied(prepared, tmp_path_factory.mktemp("uninterrupted") / "project") as project:
+        begin = time.monotonic()
+        assert "epoch 10/10" in finish(start(project))
+        assert checkpoints(project) == []
+        return time.monotonic() - begin, outputs(project)
 
 
 def test_a_second_run_gives_the_same_bytes(project: Clone, uninterrupted: tuple[float, tuple[bytes, bytes]]) -> None:
@@ -164,12 +168,8 @@ def test_killed_in_the_write_of_a_checkpoint_it_ends_equal_to_the_byte(
         "    return counting\n"
         "os.fsync = count(os.fsync)\n"
         "pathlib.Path.replace = count(pathlib.Path.replace)\n"
-        "import stages.train\n"
-        f"stages.train.main('{KEY}')\n"
     )
-    killed = start(project, sys.executable, "-c", code)
-    killed.communicate(timeout=120)
-    assert killed.returncode == -signal.SIGKILL
+    train_and_be_killed(project, code)
     assert checkpoints(project)
     printed = finish(start(project))
     assert re.search(r"going on after epoch [12],", printed)
@@ -284,16 +284,8 @@ def test_the_checkpoint_of_a_training_that_is_over_only_writes_the_outputs(
     project: Clone, uninterrupted: tuple[float, tuple[bytes, bytes]]
 ) -> None:
     """Killed between the last epoch and the outputs."""
-    code = (
-        "import os, signal\n"
-        "import keras\n"
-        "keras.Model.save_weights = lambda *_: os.killpg(0, signal.SIGKILL)\n"
-        "import stages.train\n"
-        f"stages.train.main('{KEY}')\n"
-    )
-    killed = start(project, sys.executable, "-c", code)
-    killed.communicate(timeout=120)
-    assert killed.returncode == -signal.SIGKILL
+    code = "import os, signal\nimport keras\nkeras.Model.save_weights = lambda *_: os.killpg(0, signal.SIGKILL)\n"
+    train_and_be_killed(project, code)
     printed = project.run("python", "-m", "stages.train", KEY).stdout
     assert "going on after epoch 10, from its checkpoint" in printed
     assert "loss" not in printed

@@ -1,5 +1,6 @@
 """The command `dropout-study`: what helps beside `dvc repro`."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -44,11 +45,12 @@ def check(path: Path) -> None:
 
 @main.command()
 def results() -> None:
-    """Print accuracy and loss by dropout, the best variant, and where to look further."""
-    from dropout_study import evaluation
+    """Print accuracy and loss by dropout, the verdict, the best variant, and where to look further."""
+    from dropout_study import evaluation, verdict
 
     rows = evaluation.read_results()
-    click.echo(evaluation.table(rows))
+    click.echo(verdict.table(rows))
+    click.echo(f"\n{verdict.paragraph(files.read_json(files.VERDICT))}")
     if [row.variant for row in rows] != _variants_of_the_settings():
         click.echo(f"\nThese are not the variants of {files.SETTINGS} as it is now; `dvc repro` will do those.")
     best = evaluation.choose_best(rows)
@@ -70,6 +72,47 @@ def _variants_of_the_settings() -> list[str]:
         return [variant.key for variant in load_settings().variants]
     except StudyError:
         return []
+
+
+@main.command()
+@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--model",
+    "model_file",
+    type=click.Path(path_type=Path),
+    default=files.BEST_MODEL,
+    show_default=True,
+    help="A Keras model (.keras) that takes pixels.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, errors included, in place of the table.")
+def predict(images: tuple[Path, ...], model_file: Path, as_json: bool) -> None:
+    """Classify IMAGES (files, or directories of them) with the best model of the study.
+
+    Prints the three most probable classes of each. Images may have any size and mode: the middle is cut out in the
+    model's shape and scaled; what is transparent is laid on white. Exit status 1 if any could not be read.
+    """
+    from dropout_study import prediction
+
+    model = prediction.load_model(model_file)
+    paths = list(prediction.find_images(images))
+    if not paths:
+        ends = " ".join(prediction.SUFFIXES)
+        raise StudyError(f"no images in {', '.join(map(click.format_filename, images))}: no file ends in {ends}")
+    names = [click.format_filename(path) for path in paths]
+    width = max(map(len, names))
+    label = max(map(len, model.classes))
+    found = []
+    for name, one in zip(names, prediction.predict(model, paths), strict=True):
+        found.append(one)
+        if one.error is not None:
+            click.echo(f"error: {name}: {one.error}", err=True)
+        elif not as_json:
+            guesses = "   ".join(f"{guess.name:<{label}} {guess.probability:6.1%}" for guess in one.guesses)
+            click.echo(f"{name:<{width}}   {guesses}")
+    if as_json:
+        click.echo(json.dumps({"model": str(model_file), "images": [one.to_json() for one in found]}, indent=2))
+    if any(one.error is not None for one in found):
+        sys.exit(1)
 
 
 @main.command()

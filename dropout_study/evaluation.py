@@ -1,4 +1,4 @@
-"""What the study found: a row a variant, the best one, and the table that people read."""
+"""What the study found: a row a variant, the best one, what it confuses, and the model itself."""
 
 import io
 import json
@@ -7,7 +7,6 @@ import re
 import zipfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -24,7 +23,8 @@ class Result(NamedTuple):
     """A row of the study: a variant, its last epoch's figures, and what it makes of the test images.
 
     Losses are categorical cross-entropies in nats, accuracies shares. `diverged` is the epoch in which the loss
-    stopped being finite, or None; the test figures are then those of the last finite weights.
+    stopped being finite, or None; the test figures are then those of the last finite weights. `accuracy_gap` is how
+    far the training accuracy, which is taken with dropout on, is above the test accuracy: what is left of overfitting.
     """
 
     variant: str
@@ -39,6 +39,7 @@ class Result(NamedTuple):
     validation_accuracy: float
     test_loss: float
     test_accuracy: float
+    accuracy_gap: float
 
 
 def make_result(variant: Variant, history: Sequence[dict[str, str]], test_loss: float, test_accuracy: float) -> Result:
@@ -48,7 +49,13 @@ def make_result(variant: Variant, history: Sequence[dict[str, str]], test_loss: 
     figures: dict[str, Any] = {column: float(value) for column, value in last.items() if column != "epoch"}
     diverged = None if all(map(math.isfinite, [*figures.values(), test_loss])) else epochs
     return Result(
-        *variant, epochs=epochs, diverged=diverged, **figures, test_loss=test_loss, test_accuracy=test_accuracy
+        *variant,
+        epochs=epochs,
+        diverged=diverged,
+        **figures,
+        test_loss=test_loss,
+        test_accuracy=test_accuracy,
+        accuracy_gap=figures["train_accuracy"] - test_accuracy,
     )
 
 
@@ -96,7 +103,7 @@ def evaluation(results: Sequence[Result], best: Result) -> dict[str, object]:
     return {
         "best": {
             "variant": best.variant,
-            **{column: _rounded(getattr(best, column)) for column in Result._fields[8:]},
+            **{column: _rounded(getattr(best, column)) for column in Result._fields[8:12]},
         },
         "variants": variants,
     }
@@ -118,6 +125,15 @@ def confusion(labels: np.ndarray, predicted: np.ndarray, classes: Sequence[str])
     ]
 
 
+def mistakes(labels: np.ndarray, probabilities: np.ndarray, count: int) -> np.ndarray:
+    """Return the indices of the `count` images that are most confidently taken for a wrong class, worst first.
+
+    `labels` [N] are the classes, `probabilities` [N, classes] what a network gives them; there may be fewer mistakes.
+    """
+    wrong = np.flatnonzero(probabilities.argmax(axis=1) != labels)
+    return wrong[np.argsort(-probabilities[wrong].max(axis=1), kind="stable")][:count]
+
+
 def by_rate(results: Iterable[Result]) -> dict[tuple[str, float], list[Result]]:
     """Return the results by optimizer and dropout rate, rates in ascending order within an optimizer."""
     groups: dict[tuple[str, float], list[Result]] = {}
@@ -125,29 +141,6 @@ def by_rate(results: Iterable[Result]) -> dict[tuple[str, float], list[Result]]:
         groups.setdefault((result.optimizer, result.dropout), []).append(result)
     order = list(dict.fromkeys(optimizer for optimizer, _ in groups))
     return dict(sorted(groups.items(), key=lambda group: (order.index(group[0][0]), group[0][1])))
-
-
-def table(results: Sequence[Result]) -> str:
-    """Return test accuracy and loss by optimizer and dropout, mean ± standard deviation over finished runs."""
-    lines = [f"{'optimizer':<10}{'dropout':>8}{'runs':>6}  {'test accuracy':>17}  {'test loss':>17}"]
-    for (optimizer, dropout), group in by_rate(results).items():
-        finished = [result for result in group if result.diverged is None]
-        accuracies = [100 * result.test_accuracy for result in finished]
-        losses = [result.test_loss for result in finished]
-        diverged = [f"{r.variant} in epoch {r.diverged}" for r in group if r.diverged is not None]
-        note = f"  diverged: {', '.join(diverged)}" if diverged else ""
-        lines.append(
-            f"{optimizer:<10}{dropout:>8g}{len(finished):>6}  "
-            f"{_spread(accuracies, '.1f', ' %'):>17}  {_spread(losses, '.3f', ''):>17}{note}"
-        )
-    return "\n".join(lines)
-
-
-def _spread(values: Sequence[float], form: str, unit: str) -> str:
-    if not values:
-        return "–"
-    deviation = f" ± {stdev(values):{form}}" if len(values) > 1 else ""
-    return f"{fmean(values):{form}}{deviation}{unit}"
 
 
 def remove_strangers(variants: Iterable[Variant]) -> list[Path]:
@@ -168,11 +161,12 @@ def remove_strangers(variants: Iterable[Variant]) -> list[Path]:
     return strangers
 
 
-def save_model(model: "keras.Model", path: Path) -> None:
-    """Save `model` as a `.keras` file that is a function of the model alone.
+def save_model(model: "keras.Model", classes: Sequence[str], path: Path) -> None:
+    """Save `model` as a `.keras` file that is a function of the model and of its class names, which it carries.
 
     Keras puts the time of saving into the archive, as a date in its metadata and as the time of its members, and
-    the memory addresses of shared objects into the configuration, where any distinct numbers will do.
+    the memory addresses of shared objects into the configuration, where any distinct numbers will do. The names of
+    the classes, in the order of the outputs, are in the metadata, which Keras does not read.
     """
     with files.replacing(path) as temporary:
         model.save(temporary)
@@ -181,7 +175,7 @@ def save_model(model: "keras.Model", path: Path) -> None:
             for name in original.namelist():
                 content = original.read(name)
                 if name == "metadata.json":
-                    metadata = json.loads(content) | {"date_saved": "1980-01-01@00:00:00"}
+                    metadata = json.loads(content) | {"date_saved": "1980-01-01@00:00:00", "classes": list(classes)}
                     content = json.dumps(metadata).encode()
                 elif name == "config.json":
                     content = _number_in_turn(content)

@@ -21,6 +21,7 @@ DOWNLOADS = Path("data/downloads")
 RAW = Path("data/raw")
 NORMALIZED = Path("data/normalized")
 STATISTICS = NORMALIZED / "statistics.json"
+PIXEL_COUNTS = NORMALIZED / "pixel_counts.npy"
 PREDICTIONS = Path("data/predictions")
 VARIANTS = Path("models/variants")
 BEST_MODEL = Path("models/best.keras")
@@ -29,11 +30,15 @@ NORMALIZATION = Path("metrics/normalization.json")
 HISTORY = Path("metrics/history")
 TIMING = Path("metrics/timing")
 STUDY = Path("metrics/study.csv")
+RATES = Path("metrics/rates.csv")
+VERDICT = Path("metrics/verdict.json")
 EVALUATION = Path("metrics/evaluation.json")
 CONFUSION = Path("metrics/confusion.csv")
 HISTORIES = Path("metrics/histories.csv")
+PIXELS = Path("metrics/pixels.csv")
 PLOTS = Path("metrics/plots")
 CLASSES = RAW / "classes.json"
+VEGA = Path("data/vega.js")
 
 
 def images_file(directory: Path, part: str) -> Path:

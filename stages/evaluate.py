@@ -1,6 +1,6 @@
 """Measure every variant of the study on the test images, choose the best, save it as a model for raw pixels."""
 
-from dropout_study import evaluation, files
+from dropout_study import evaluation, files, verdict
 from dropout_study.errors import run_stage
 from dropout_study.progress import say, without_start_up_noise
 from dropout_study.settings import load_settings
@@ -8,7 +8,7 @@ from dropout_study.settings import load_settings
 
 @without_start_up_noise()
 def main() -> None:
-    """Write metrics/study.csv, evaluation.json and confusion.csv, data/predictions/ and models/best.keras."""
+    """Write the tables and the verdict in metrics/, data/predictions/ and models/best.keras."""
     settings = load_settings()
     strangers = evaluation.remove_strangers(settings.variants)
     if strangers:
@@ -34,10 +34,17 @@ def main() -> None:
         say(f"{variant.key}  test loss {measured.loss:.4f}  accuracy {measured.accuracy:7.2%}")
 
     files.write_csv(files.STUDY, evaluation.Result._fields, results)
+    rates = verdict.rates(results, len(classes))
+    files.write_csv(files.RATES, verdict.RATE_COLUMNS, [list(row.values()) for row in rates])
+    found = verdict.verdict(results, len(labels))
+    files.write_json(files.VERDICT, found)
+    say(verdict.paragraph(found))
     best = evaluation.choose_best(results)
     files.write_json(files.EVALUATION, evaluation.evaluation(results, best))
     confusion = evaluation.confusion(labels, predicted[best.variant], classes)
-    files.write_csv(files.CONFUSION, ("actual", "predicted", "images"), confusion)
+    files.write_csv(
+        files.CONFUSION, ("variant", "actual", "predicted", "images"), [(best.variant, *row) for row in confusion]
+    )
 
     transform = files.read_json(files.STATISTICS)
     model = build_network(
@@ -50,7 +57,7 @@ def main() -> None:
         offset=transform["offset"],
     )
     model.load_weights(files.weights_file(best.variant))
-    evaluation.save_model(model, files.BEST_MODEL)
+    evaluation.save_model(model, classes, files.BEST_MODEL)
     say(f"best by validation accuracy: {best.variant}, saved as {files.BEST_MODEL}")
 
 

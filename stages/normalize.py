@@ -39,6 +39,7 @@ def main() -> None:
         )
         say(f"{part}: {len(indices):,} images, {said}")
     per_channel = {name: value.tolist() for name, value in vars(statistics).items()}
+    files.write_array(files.PIXEL_COUNTS, counts["train"])
     files.write_json(files.STATISTICS, {"method": settings.method, **transform.to_json(), **per_channel})
     files.write_json(files.NORMALIZATION, summary)
 

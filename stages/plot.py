@@ -1,22 +1,25 @@
-"""Draw the article's pictures, and write all histories as one table."""
+"""Draw the pictures; write the tables behind `dvc plots show`, and the script that its page needs."""
 
-from dropout_study import evaluation, figures, files
+import vl_convert
+
+from dropout_study import evaluation, figures, files, verdict
 from dropout_study.errors import run_stage
 from dropout_study.progress import say
 from dropout_study.settings import load_settings
 
+VEGA_LITE = "5.21"  # the templates in .dvc/plots are of its major version, as are DVC's and those of VS Code
+
 
 def main() -> None:
-    """Write the pictures in metrics/plots/, and metrics/histories.csv."""
-    load_settings()
-    classes = files.read_json(files.CLASSES)
-    shown = list(figures.SAMPLES)
-    images = files.read_array(files.images_file(files.RAW, "train"))[shown]
-    labels = files.read_array(files.labels_file(files.RAW, "train"))[shown]
-    figures.save(figures.samples(images, [classes[label] for label in labels]), files.PLOTS / "samples.png")
+    """Write the pictures in metrics/plots/, metrics/histories.csv, metrics/pixels.csv and data/vega.js."""
+    dataset = load_settings().dataset
+    files.write_bytes(files.VEGA, vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", VEGA_LITE).encode())
+    transform = files.read_json(files.STATISTICS)
+    pixels = figures.pixel_rows(files.read_array(files.PIXEL_COUNTS), transform["scale"], transform["offset"])
+    files.write_csv(files.PIXELS, figures.PIXEL_COLUMNS, pixels)
 
+    classes = files.read_json(files.CLASSES)
     results = evaluation.read_results()
-    groups = evaluation.by_rate(results)
     histories = {
         result.variant: [
             {column: float(value) for column, value in row.items()}
@@ -24,19 +27,25 @@ def main() -> None:
         ]
         for result in results
     }
-    for optimizer in dict.fromkeys(result.optimizer for result in results):
-        rates = {rate: group for (name, rate), group in groups.items() if name == optimizer}
-        accuracies = {rate: [r.test_accuracy for r in group if not r.diverged] for rate, group in rates.items()}
-        losses = {rate: [r.test_loss for r in group if not r.diverged] for rate, group in rates.items()}
-        runs = {rate: [histories[r.variant] for r in group] for rate, group in rates.items()}
-        for name, figure in {
-            "accuracy": figures.bars(accuracies, optimizer, "test accuracy", 1 / len(classes)),
-            "loss": figures.bars(losses, optimizer, "test loss (nats)", None),
-            "history": figures.histories(runs, optimizer),
-        }.items():
-            figures.save(figure, files.PLOTS / f"{name}-{optimizer}.png")
-    rows = figures.history_rows(results, histories)
-    files.write_csv(files.HISTORIES, figures.HISTORY_COLUMNS, rows)
+    files.write_csv(files.HISTORIES, figures.HISTORY_COLUMNS, figures.history_rows(results, histories))
+
+    images, labels = (
+        {part: files.read_array(of(files.RAW, part)) for part in ("train", "test")}
+        for of in (files.images_file, files.labels_file)
+    )
+    shown = list(figures.SAMPLES)
+    best = evaluation.choose_best(results).variant
+    probabilities = files.read_array(files.predictions_file(best))
+    rates = verdict.rates(results, len(classes))
+    pictures = {
+        "samples": figures.samples(images["train"][shown], [classes[i] for i in labels["train"][shown]], dataset),
+        "accuracy": figures.by_dropout(rates, results, "test_accuracy"),
+        "loss": figures.by_dropout(rates, results, "test_loss"),
+        **figures.of_best(best, classes, images["test"], labels["test"], probabilities),
+        **figures.of_optimizers(results, histories),
+    }
+    for name, figure in pictures.items():
+        figures.save(figure, files.PLOTS / f"{name}.png")
     say(f"pictures: {files.PLOTS}/; as a page: dvc plots show --open; the table: dropout-study results")
 
 

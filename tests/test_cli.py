@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from dropout_study import evaluation, files
+from dropout_study import evaluation, files, verdict
 from dropout_study.cli import main
 from tests.clones import PROJECT, change_settings
 from tests.test_evaluation import result
@@ -36,13 +36,19 @@ def test_check_reads_params_yaml_by_default(tmp_path: Path, monkeypatch: pytest.
     assert "params.yaml: there is no such file" in err
 
 
+def write_results(rows: list[evaluation.Result]) -> None:
+    files.write_csv(files.STUDY, evaluation.Result._fields, rows)
+    files.write_json(files.VERDICT, verdict.verdict(rows, test_images=500))
+
+
 def test_results_prints_table_best_and_where_to_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     rows = [result("sgd-0.1-0", 0.7), result("sgd-0.5-0", 0.9)]
-    files.write_csv(files.STUDY, evaluation.Result._fields, rows)
+    write_results(rows)
     status, out, _ = run("results")
     assert status == 0
-    assert out.startswith(evaluation.table(rows))
+    assert out.startswith(verdict.table(rows))
+    assert "sgd: one seed: no statement (0.5 was best in validation)." in out
     assert "Best by validation accuracy (90.0%): sgd-0.5-0, test accuracy 80.0%" in out
     assert "its model will be, after `dvc repro`, models/best.keras" in out
     assert "These are not the variants of params.yaml as it is now" in out
@@ -59,7 +65,7 @@ def test_results_prints_table_best_and_where_to_look(tmp_path: Path, monkeypatch
 
 def test_results_shows_the_table_even_if_all_diverged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    files.write_csv(files.STUDY, evaluation.Result._fields, [result("sgd-0.1-0", diverged=2)])
+    write_results([result("sgd-0.1-0", diverged=2)])
     status, out, err = run("results")
     assert status == 1
     assert "diverged: sgd-0.1-0 in epoch 2" in out

@@ -33,7 +33,8 @@ def result(variant: str, validation_accuracy: float = 0.5, validation_loss: floa
         "test_loss": 0.5,
         "test_accuracy": 0.8,
     }
-    return Result(**fields | changes)
+    fields |= changes
+    return Result(**fields, accuracy_gap=fields["train_accuracy"] - fields["test_accuracy"])
 
 
 def history(*rows: tuple[Any, ...]) -> list[dict[str, str]]:
@@ -44,7 +45,7 @@ def history(*rows: tuple[Any, ...]) -> list[dict[str, str]]:
 def test_a_result_is_the_last_epoch_and_the_test() -> None:
     rows = history((1, 2.0, 0.1, 2.1, 0.2), (2, 1.0, 0.5, 1.1, 0.6))
     made = evaluation.make_result(Variant("sgd-0-7", "sgd", 0.0, 7), rows, 1.2, 0.7)
-    assert made == Result("sgd-0-7", "sgd", 0.0, 7, 2, None, 1.0, 0.5, 1.1, 0.6, 1.2, 0.7)
+    assert made == Result("sgd-0-7", "sgd", 0.0, 7, 2, None, 1.0, 0.5, 1.1, 0.6, 1.2, 0.7, 0.5 - 0.7)
 
 
 def test_a_diverged_result_says_in_which_epoch() -> None:
@@ -57,7 +58,9 @@ def test_a_diverged_result_says_in_which_epoch() -> None:
 def test_results_survive_their_table(tmp_path: Path) -> None:
     results = [result("sgd-0.1-0"), result("sgd-0.1-1", diverged=3)]
     files.write_csv(tmp_path / "study.csv", Result._fields, results)
-    assert evaluation.read_results(tmp_path / "study.csv") == results
+    read = evaluation.read_results(tmp_path / "study.csv")
+    assert [row._replace(accuracy_gap=0) for row in read] == [row._replace(accuracy_gap=0) for row in results]
+    assert read[0].accuracy_gap == pytest.approx(results[0].accuracy_gap)
 
 
 def test_a_test_loss_that_is_not_finite_is_a_divergence_that_json_can_hold(tmp_path: Path) -> None:
@@ -119,21 +122,11 @@ def test_the_confusion_counts_every_pair() -> None:
     }
 
 
-def test_the_table_has_mean_and_deviation_by_rate_in_order() -> None:
-    lines = evaluation.table(
-        [
-            result("sgd-0.5-0", test_accuracy=0.8, test_loss=0.5),
-            result("adam-0-0", test_accuracy=0.123, test_loss=2.5, diverged=1),
-            result("sgd-0.1-0"),
-            result("sgd-0.5-1", test_accuracy=0.9, test_loss=0.7),
-        ]
-    ).splitlines()
-    assert [line.split() for line in lines[1:]] == [
-        ["sgd", "0.1", "1", "80.0", "%", "0.500"],
-        ["sgd", "0.5", "2", "85.0", "±", "7.1", "%", "0.600", "±", "0.141"],
-        ["adam", "0", "0", "–", "–", "diverged:", "adam-0-0", "in", "epoch", "1"],
-    ]
-    assert len({line.index("%") for line in lines[1:3]}) == 1
+def test_mistakes_are_the_most_confident_first() -> None:
+    probabilities = np.array([[0.9, 0.1], [0.4, 0.6], [0.2, 0.8], [0.7, 0.3], [0.1, 0.9]])
+    labels = np.array([0, 0, 0, 1, 1])
+    assert evaluation.mistakes(labels, probabilities, 12).tolist() == [2, 3, 1]
+    assert evaluation.mistakes(labels, probabilities, 1).tolist() == [2]
 
 
 def test_only_files_of_strange_variants_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,7 +155,7 @@ network = build_network(
     (16, 16, 3), 10, filters=[3, 4], units=[5], first_activation="relu", dropout=0.5, seed=3,
     scale=[0.01] * 3, offset=[-1] * 3,
 )
-save_model(network, Path("model.keras"))
+save_model(network, [*"0123456789"], Path("model.keras"))
 np.save("expected.npy", network(np.load("pixels.npy")))
 """
 LOAD = """

@@ -1,5 +1,6 @@
 """The data sets that the study knows, and what is fixed about each."""
 
+import re
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -10,13 +11,20 @@ import numpy as np
 class Dataset:
     """What is known of a data set before it is there: sizes, and the names of its classes in label order.
 
-    Class names reach charts and pages unescaped, so they are letters, digits, space and `_.-` only.
+    Class names reach charts and pages unescaped, so they are letters, digits, space and `_.-` only; others raise
+    `ValueError`.
     """
 
     image_size: int
     train_images: int
     test_images: int
     classes: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        """Check the names."""
+        for name in self.classes:
+            if not re.fullmatch(r"[A-Za-z0-9 _.-]+", name):
+                raise ValueError(f"class name {name!r}: letters, digits, space and _.- are allowed; it reaches charts")
 
 
 class Arrays(NamedTuple):

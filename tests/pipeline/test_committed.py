@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from dropout_study import evaluation
+from dropout_study import evaluation, files, verdict
 from tests.clones import PROJECT, Clone
 
 pytestmark = pytest.mark.pipeline
@@ -46,8 +46,9 @@ def test_the_results_are_those_of_the_settings(committed: Clone) -> None:
 def test_the_table_in_the_readme_is_that_of_the_results(committed: Clone) -> None:
     readme = (committed.path / "README.md").read_text()
     shown = readme.partition("<!-- results -->")[2].partition("<!-- /results -->")[0]
-    table = evaluation.table(evaluation.read_results(committed.path / "metrics/study.csv"))
-    assert shown.strip().removeprefix("```text\n").removesuffix("\n```") == table
+    table = verdict.table(evaluation.read_results(committed.path / "metrics/study.csv"))
+    said = verdict.paragraph(files.read_json(committed.path / files.VERDICT))
+    assert shown.split() == ["```text", *table.split(), "```", *(f"> {said}").split()]
 
 
 def test_outputs_are_either_cached_and_ignored_or_committed(committed: Clone) -> None:

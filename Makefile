@@ -16,6 +16,10 @@ run: .venv/installed ## Run the study with the settings in params.yaml, and prin
 	@echo
 	@dropout-study results
 
+.PHONY: figures
+figures: .venv/installed ## Draw the pictures again, the README's among them, from the results that are there
+	dvc repro --single-item --force plot
+
 .PHONY: test
 test: .venv/installed-test ## Run the whole test suite, on all cores
 	pytest -n auto --dist loadfile

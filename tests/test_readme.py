@@ -19,6 +19,7 @@ README = (PROJECT / "README.md").read_text()
 # Commands that are not run here, and the line of `.ci/run` that runs them.
 RUN_BY_CI = {
     "make run": "make run",
+    "make figures": "make figures",
     "make test": "make test",
     "make test-fast": "make test-fast",
     "make lint": "make lint",

@@ -1,5 +1,6 @@
 """What is committed: the project at HEAD, whatever the work tree holds."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -43,12 +44,14 @@ def test_the_results_are_those_of_the_settings(committed: Clone) -> None:
     }
 
 
-def test_the_table_in_the_readme_is_that_of_the_results(committed: Clone) -> None:
+def test_the_table_and_the_verdict_in_the_readme_are_those_of_the_results(committed: Clone) -> None:
     readme = (committed.path / "README.md").read_text()
     shown = readme.partition("<!-- results -->")[2].partition("<!-- /results -->")[0]
     table = verdict.table(evaluation.read_results(committed.path / "metrics/study.csv"))
     said = verdict.paragraph(files.read_json(committed.path / files.VERDICT))
-    assert shown.split() == ["```text", *table.split(), "```", *(f"> {said}").split()]
+    text, _, quoted = shown.strip().removeprefix("```text\n").partition("\n```\n")
+    assert text == table
+    assert re.sub("^>", "", quoted, flags=re.MULTILINE).split() == said.split()
 
 
 def test_outputs_are_either_cached_and_ignored_or_committed(committed: Clone) -> None:

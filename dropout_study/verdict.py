@@ -36,7 +36,8 @@ class Interval(NamedTuple):
 class Difference(NamedTuple):
     """How much better the best rate is than another in test accuracy (a share), paired over `seeds` seeds.
 
-    Below two seeds there is no interval, and p is 1. `p_holm` is p corrected for all comparisons of an optimizer.
+    Below two seeds there is no interval, and p is 1: such a pair is not compared. `p_holm` is p corrected for all
+    comparisons of an optimizer.
     """
 
     dropout: float
@@ -53,18 +54,18 @@ class Difference(NamedTuple):
         return self.p_holm < 1 - CONFIDENCE
 
 
-def interval(values: Sequence[float]) -> Interval:
+def interval(values: Sequence[float], least_deviation: float = 0.0) -> Interval:
     """Return the mean of `values` and its 95 % interval, mean ± t(0.975; n - 1) · s / √n.
 
     The interval is Student's for the mean of a normal population; see for example the NIST/SEMATECH e-Handbook of
-    Statistical Methods, 1.3.5.2. Raises `ValueError` without values.
+    Statistical Methods, 1.3.5.2. s is at least `least_deviation`. Raises `ValueError` without values.
     """
     if not values:
         raise ValueError("an interval of no values")
     mean = fmean(values)
     if len(values) < 2:
         return Interval(mean, None, None)
-    half = _quantile(len(values)) * stdev(values) / math.sqrt(len(values))
+    half = _quantile(len(values)) * max(stdev(values), least_deviation) / math.sqrt(len(values))
     return Interval(mean, mean - half, mean + half)
 
 
@@ -72,18 +73,20 @@ def _quantile(count: int) -> float:
     return float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1))
 
 
-def difference(dropout: float, best: Mapping[int, float], other: Mapping[int, float]) -> Difference:
+def difference(dropout: float, best: Mapping[int, float], other: Mapping[int, float], step: float) -> Difference:
     """Return by how much `best` exceeds `other`, two mappings from seed to test accuracy, over the seeds of both.
 
-    p is that of the paired t-test. It is 1 where all differences are the same: accuracies come in steps of one test
-    image, and a few equal ones are no proof that there is no spread.
+    p is that of the paired t-test. Accuracies come in steps of one test image, `step`; the standard deviation of the
+    differences is taken to be at least that, because a few equal ones are no proof that there is no spread.
     """
     pairs = [best[seed] - other[seed] for seed in best if seed in other]
     if not pairs:
         return Difference(dropout, 0, None, None, None, 1.0)
-    found = interval(pairs)
-    p = float(stats.ttest_1samp(pairs, 0).pvalue) if np.ptp(pairs) > 1e-9 else 1.0
-    return Difference(dropout, len(pairs), *found, p=p)
+    found = interval(pairs, step)
+    if len(pairs) < 2:
+        return Difference(dropout, 1, *found, p=1.0)
+    t = found.mean / (max(stdev(pairs), step) / math.sqrt(len(pairs)))
+    return Difference(dropout, len(pairs), *found, p=float(2 * stats.t.sf(abs(t), len(pairs) - 1)))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -212,9 +215,13 @@ def _judge(results: Sequence[Result], test_images: int) -> dict[str, Any]:
         ),
     )
     accuracies = {dropout: {r.seed: r.test_accuracy for r in runs} for dropout, runs in finished.items()}
-    found = [difference(dropout, accuracies[best], accuracies[dropout]) for dropout in groups if dropout != best]
-    corrected = holm([one.p for one in found])
-    comparisons = [one._replace(p_holm=p) for one, p in zip(found, corrected, strict=True)]
+    comparisons = [
+        difference(dropout, accuracies[best], accuracies[dropout], 1 / test_images)
+        for dropout in groups
+        if dropout != best
+    ]
+    corrected = iter(holm([one.p for one in comparisons if one.seeds > 1]))
+    comparisons = [one._replace(p_holm=next(corrected)) if one.seeds > 1 else one for one in comparisons]
     return {
         "sentence": sentence(best, len(finished[best]), comparisons),
         "best": best,
@@ -228,18 +235,19 @@ def sentence(best: float, seeds: int, comparisons: Sequence[Difference]) -> str:
     if not comparisons:
         return f"no statement: {best} is the only rate"
     if seeds < 2:
-        return f"one seed: no statement ({best} was best in validation)"
+        return "one seed: no statement"
     compared = [one for one in comparisons if one.seeds > 1]
     if not compared:
         return f"no statement: {best} is the only rate with two runs that did not diverge"
+    others = [one.dropout for one in comparisons if one.seeds < 2]
+    but = f" (not compared, as too many of its runs diverged: {_listed(others)})" if others else ""
     better = [one.dropout for one in compared if one.told_apart and (one.mean or 0) < 0]
     if better:
-        return (
-            f"no rate is best: {best} is on the validation images, but {_listed(better)} did better on the test images"
-        )
+        on_test = f"{_listed(better)} did better on the test images"
+        return f"no rate is best: {best} is on the validation images, but {on_test}{but}"
     tied = [one for one in compared if not one.told_apart]
     if not tied:
-        return f"{best} is best"
+        return f"{best} is best{but}"
     every = sorted([best, *(one.dropout for one in comparisons)])
     widest = max(tied, key=_half_width)
     half = _half_width(widest)
@@ -250,7 +258,7 @@ def sentence(best: float, seeds: int, comparisons: Sequence[Difference]) -> str:
     if half > WANTED:
         deviation = half * math.sqrt(widest.seeds) / _quantile(widest.seeds)
         text += f", ±{100 * WANTED:g} would take about {seeds_needed(deviation, WANTED)} seeds"
-    return text
+    return text + but
 
 
 def _half_width(one: Difference) -> float:

@@ -48,7 +48,7 @@ def test_results_prints_table_best_and_where_to_look(tmp_path: Path, monkeypatch
     status, out, _ = run("results")
     assert status == 0
     assert out.startswith(verdict.table(rows))
-    assert "sgd: one seed: no statement (0.5 was best in validation)." in out
+    assert "sgd: one seed: no statement. Best in validation: 0.5, with a test accuracy of 80.0 %." in out
     assert "Best by validation accuracy (90.0%): sgd-0.5-0, test accuracy 80.0%" in out
     assert "its model will be, after `dvc repro`, models/best.keras" in out
     assert "These are not the variants of params.yaml as it is now" in out

@@ -25,17 +25,18 @@ def test_the_interval_of_the_sleep_data() -> None:
 
 
 def test_the_paired_difference_of_the_sleep_data() -> None:
-    found = verdict.difference(0.5, dict(enumerate(DRUG_1)), dict(enumerate(DRUG_2)))
+    found = verdict.difference(0.5, dict(enumerate(DRUG_1)), dict(enumerate(DRUG_2)), step=0)
     assert (found.dropout, found.seeds) == (0.5, 10)
     assert (found.mean, found.low, found.high) == pytest.approx((-1.58, -2.4598858, -0.7001142), abs=1e-7)
     assert found.p == pytest.approx(0.002833, abs=1e-6)
 
 
 def test_only_seeds_that_both_have_are_paired() -> None:
-    found = verdict.difference(0.5, {0: 0.5, 1: 0.6, 2: 0.9}, {2: 0.6, 1: 0.5, 7: 0.0})
+    found = verdict.difference(0.5, {0: 0.5, 1: 0.6, 2: 0.9}, {2: 0.6, 1: 0.5, 7: 0.0}, step=0.01)
     assert found.seeds == 2
     assert found.mean == pytest.approx(0.2)
-    assert verdict.difference(0.5, {0: 0.5}, {1: 0.5}) == (0.5, 0, None, None, None, 1.0, 1.0)
+    assert verdict.difference(0.5, {0: 0.5}, {1: 0.5}, 0.01) == (0.5, 0, None, None, None, 1.0, 1.0)
+    assert verdict.difference(0.5, {0: 0.5}, {0: 0.25}, 0.01) == (0.5, 1, 0.25, None, None, 1.0, 1.0)
 
 
 def test_one_value_has_no_interval() -> None:
@@ -44,12 +45,15 @@ def test_one_value_has_no_interval() -> None:
         verdict.interval([])
 
 
-@pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("by", [0.0, 0.1])
-def test_equal_differences_prove_nothing(by: float) -> None:
-    found = verdict.difference(0.5, {0: 0.8, 1: 0.7, 2: 0.9}, {0: 0.8 - by, 1: 0.7 - by, 2: 0.9 - by})
-    assert found.mean == pytest.approx(by)
-    assert found.p == 1
+def test_equal_differences_have_the_spread_of_a_test_image() -> None:
+    """t = 0.1 / (0.002 / √3) = 86.6 with 2 degrees of freedom, for which p = 1 - t / √(t² + 2)."""
+    best = {0: 0.75, 1: 0.5, 2: 1.0}
+    same = verdict.difference(0.5, best, best, step=0.002)
+    assert (same.mean, same.p) == (0, 1)
+    # t(0.975; 2) = 4.3027
+    assert same.high == pytest.approx(4.3027 * 0.002 / math.sqrt(3), rel=1e-4)
+    far = verdict.difference(0.5, best, {seed: one - 0.1 for seed, one in best.items()}, step=0.002)
+    assert far.p == pytest.approx(1 - 86.6025 / math.sqrt(86.6025**2 + 2), rel=1e-3)
 
 
 def test_the_correction_of_holms_procedure() -> None:
@@ -124,12 +128,13 @@ def test_neighbours_that_cannot_be_told_apart_are_a_range_with_the_seeds_it_woul
 
 def test_rates_that_are_no_neighbours_are_listed_and_a_narrow_interval_asks_for_no_more_seeds() -> None:
     said = sentence(study({0.0: [0.801, 0.809, 0.821, 0.829], 0.3: WORSE, 0.5: CLEAR}))
-    assert said == "0.0 and 0.5 cannot be told apart with 4 seeds; the difference is known to ±0.2 points"
+    # The spread is that of one of 500 images: 3.182 × 0.2 / √4.
+    assert said == "0.0 and 0.5 cannot be told apart with 4 seeds; the difference is known to ±0.3 points"
     assert verdict._listed([0.0, 0.2, 0.5], [0.0, 0.1, 0.2, 0.5]) == "0.0, 0.2 and 0.5"
 
 
 def test_one_seed_allows_no_statement() -> None:
-    assert sentence(study({0.0: [0.7], 0.5: [0.8]})) == "one seed: no statement (0.5 was best in validation)"
+    assert sentence(study({0.0: [0.7], 0.5: [0.8]})) == "one seed: no statement"
 
 
 def test_one_rate_allows_no_statement() -> None:
@@ -148,7 +153,12 @@ def test_a_rate_with_a_diverged_run_is_not_best_but_is_compared() -> None:
 def test_a_rate_that_always_diverged_is_named_and_spoils_no_other_comparison() -> None:
     results = study({0.0: CLEAR, 0.5: WORSE, 0.9: [None] * 4})
     judged = verdict.verdict(results, 500)
-    assert judged["optimizers"]["sgd"]["sentence"] == "0.0 is best"
+    assert judged["optimizers"]["sgd"]["sentence"] == (
+        "0.0 is best (not compared, as too many of its runs diverged: 0.9)"
+    )
+    first, second = judged["optimizers"]["sgd"]["comparisons"]
+    assert first["p_holm"] == first["p"] < 0.05
+    assert (second["seeds"], second["p_holm"]) == (0, 1)
     assert [row["dropout"] for row in verdict.rates(results, 10)] == [0.0, 0.5]
     assert "4 of 12 runs diverged" in verdict.paragraph(judged)
     json.dumps(judged, allow_nan=False)

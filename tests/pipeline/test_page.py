@@ -172,7 +172,7 @@ def test_charts_have_titles_and_axes_with_units(browser: Browser, shown: Path) -
             "Loss_by_dropout": ["Loss by dropout", "test loss (nats)", "sgd", "adadelta"],
             "Accuracy_by_epoch": ["Accuracy by epoch", "epoch", "accuracy (%)", "training", "validation"],
             "Loss_by_epoch": ["Loss by epoch", "loss (nats)", "dropout rate", "0.5", "sgd", "adadelta"],
-            "Overfitting_gap_by_dropout": ["training − test accuracy (points)"],
+            "Overfitting_gap_by_dropout": ["training − test accuracy (points)", "no gap"],
             "Confusion_of_the_best_variant": ["predicted class", "actual class"],
         }.items():
             found = texts(page, chart)
@@ -218,7 +218,7 @@ def test_pointing_at_an_epoch_and_a_cell_shows_them(browser: Browser, shown: Pat
             for one in table(study, files.HISTORIES)
             if (one["variant"], one["epoch"], one["part"]) == (said["variant"], said["epoch"], said["part"])
         )
-        assert said["accuracy (%)"] == row["accuracy"]
+        assert said["accuracy"] == row["accuracy"]
         page.mouse.move(0, 0)
         page.wait_for_selector("#vg-tooltip-element:not(.visible)", state="attached")
         page.locator("#Confusion_of_the_best_variant g.mark-text.role-mark text").first.hover()

@@ -77,17 +77,22 @@ def read_results(path: Path = files.STUDY) -> list[Result]:
     ]
 
 
+def finished(results: Iterable[Result]) -> list[Result]:
+    """Return the results of the runs that did not diverge."""
+    return [result for result in results if result.diverged is None]
+
+
 def choose_best(results: Iterable[Result]) -> Result:
     """Return the result with the highest validation accuracy of the last epoch; of equals, the lowest loss.
 
     A diverged variant is never the best; raises `StudyError` if there are no others.
     """
-    finished = [result for result in results if result.diverged is None]
-    if not finished:
+    candidates = finished(results)
+    if not candidates:
         raise StudyError(
             "every variant of the study diverged, so there is no best model; lower train.learning_rate in params.yaml"
         )
-    return max(finished, key=lambda result: (result.validation_accuracy, -result.validation_loss))
+    return max(candidates, key=lambda result: (result.validation_accuracy, -result.validation_loss))
 
 
 def evaluation(results: Sequence[Result], best: Result) -> dict[str, object]:

@@ -26,7 +26,6 @@ STYLE: Any = {
     "axes.titlelocation": "left",
     "font.size": 10,
     "grid.color": "#dddddd",
-    "savefig.dpi": 120,
 }
 # Colours that colour-blind people tell apart (M. Okabe and K. Ito, "Color Universal Design", 2008), and markers for
 # print: one of each for an optimizer, in the order of the study.
@@ -102,14 +101,15 @@ def of_best(
 def of_optimizers(results: Sequence[Result], histories: Mapping[str, History]) -> dict[str, Figure]:
     """Return the article's two bar charts, and the histories by variant as small multiples, for each optimizer."""
     pictures = {}
+    groups = evaluation.by_rate(results)
     for optimizer in dict.fromkeys(result.optimizer for result in results):
-        rates = {rate: group for (name, rate), group in evaluation.by_rate(results).items() if name == optimizer}
+        rates = {rate: group for (name, rate), group in groups.items() if name == optimizer}
         for quantity in ("accuracy", "loss"):
-            finished = {
-                rate: [getattr(r, f"test_{quantity}") for r in group if r.diverged is None]
+            values = {
+                rate: [getattr(result, f"test_{quantity}") for result in evaluation.finished(group)]
                 for rate, group in rates.items()
             }
-            pictures[f"{quantity}-{optimizer}"] = bars(finished, optimizer, f"test {quantity}")
+            pictures[f"{quantity}-{optimizer}"] = bars(values, optimizer, f"test {quantity}")
         runs = {rate: [histories[r.variant] for r in group] for rate, group in rates.items()}
         pictures[f"history-{optimizer}"] = small_multiples(runs, optimizer)
     return pictures
@@ -156,9 +156,9 @@ def by_dropout(rates: Sequence[Mapping[str, Any]], results: Sequence[Result], co
     optimizers = list(dict.fromkeys(result.optimizer for result in results))
     for i, optimizer in enumerate(optimizers):
         shift = 0.012 * (i - (len(optimizers) - 1) / 2)
-        look: dict[str, Any] = {"color": COLORS[i % 3], "marker": MARKERS[i % 3]}
+        look: dict[str, Any] = {"color": COLORS[i], "marker": MARKERS[i]}
         mine = [result for result in results if result.optimizer == optimizer]
-        runs = [result for result in mine if result.diverged is None]
+        runs = evaluation.finished(mine)
         axes.plot(
             [result.dropout + shift - 0.015 for result in runs],
             [getattr(result, column) for result in runs],
@@ -176,7 +176,7 @@ def by_dropout(rates: Sequence[Mapping[str, Any]], results: Sequence[Result], co
                     place,
                     row[column],
                     [[row[column] - row[f"{column}_low"]], [row[f"{column}_high"] - row[column]]],
-                    color=COLORS[i % 3],
+                    color=COLORS[i],
                     capsize=4,
                 )
         diverged = [result.dropout + shift for result in mine if result.diverged is not None]
@@ -185,7 +185,7 @@ def by_dropout(rates: Sequence[Mapping[str, Any]], results: Sequence[Result], co
                 diverged,
                 [0.02] * len(diverged),
                 "x",
-                color=COLORS[i % 3],
+                color=COLORS[i],
                 transform=axes.get_xaxis_transform(),
                 label=f"{optimizer}: diverged",
             )

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
-from dropout_study.evaluation import Result, by_rate
+from dropout_study.evaluation import Result, by_rate, finished
 
 CONFIDENCE = 0.95
 QUANTITIES = ("test_accuracy", "test_loss", "accuracy_gap")
@@ -107,7 +107,7 @@ def seeds_needed(deviation: float, half_width: float) -> int:
 
     `deviation` is the standard deviation over seeds; both are in the same unit, and `half_width` is above 0.
     """
-    # The quantile falls towards that of the normal distribution, so this many are enough, and more than 2 are not.
+    # A lower bound to count up from: the quantiles of t are above those of the normal distribution.
     normal = float(stats.norm.ppf((1 + CONFIDENCE) / 2))
     count = max(2, math.floor((normal * deviation / half_width) ** 2))
     while _quantile(count) * deviation / math.sqrt(count) > half_width:
@@ -123,12 +123,12 @@ def rates(results: Iterable[Result], classes: int) -> list[dict[str, Any]]:
     guessing = {"test_accuracy": 1 / classes, "test_loss": math.log(classes), "accuracy_gap": 0.0}
     rows = []
     for (optimizer, dropout), group in by_rate(results).items():
-        finished = [result for result in group if result.diverged is None]
-        if not finished:
+        runs = finished(group)
+        if not runs:
             continue
-        row: dict[str, Any] = {"optimizer": optimizer, "dropout": dropout, "runs": len(finished)}
+        row: dict[str, Any] = {"optimizer": optimizer, "dropout": dropout, "runs": len(runs)}
         for quantity in QUANTITIES:
-            found = interval([getattr(result, quantity) for result in finished])
+            found = interval([getattr(result, quantity) for result in runs])
             row |= {quantity: found.mean, f"{quantity}_low": found.low, f"{quantity}_high": found.high}
             row[f"{quantity}_guessing"] = guessing[quantity]
         rows.append(row)
@@ -139,12 +139,12 @@ def table(results: Sequence[Result]) -> str:
     """Return test accuracy and loss by optimizer and dropout: means over the finished runs, ± half a 95 % interval."""
     lines = [f"{'optimizer':<10}{'dropout':>8}{'runs':>6}  {'test accuracy':>17}  {'test loss':>17}"]
     for (optimizer, dropout), group in by_rate(results).items():
-        finished = [result for result in group if result.diverged is None]
-        accuracy = _spread([100 * result.test_accuracy for result in finished], ".1f", " %")
-        loss = _spread([result.test_loss for result in finished], ".3f", "")
+        runs = finished(group)
+        accuracy = _spread([100 * result.test_accuracy for result in runs], ".1f", " %")
+        loss = _spread([result.test_loss for result in runs], ".3f", "")
         diverged = [f"{r.variant} in epoch {r.diverged}" for r in group if r.diverged is not None]
         note = f"  diverged: {', '.join(diverged)}" if diverged else ""
-        lines.append(f"{optimizer:<10}{dropout:>8}{len(finished):>6}  {accuracy:>17}  {loss:>17}{note}")
+        lines.append(f"{optimizer:<10}{dropout:>8}{len(runs):>6}  {accuracy:>17}  {loss:>17}{note}")
     return "\n".join(lines)
 
 
@@ -188,9 +188,9 @@ def _rounded(value: Any) -> Any:
 def _judge(results: Sequence[Result], test_images: int) -> dict[str, Any]:
     """Return the part of the verdict that is about one optimizer."""
     groups = {dropout: group for (_, dropout), group in by_rate(results).items()}
-    finished = {dropout: [r for r in group if r.diverged is None] for dropout, group in groups.items()}
+    runs_by_rate = {dropout: finished(group) for dropout, group in groups.items()}
     facts = []
-    for dropout, runs in finished.items():
+    for dropout, runs in runs_by_rate.items():
         diverged = [result.variant for result in groups[dropout] if result.diverged is not None]
         fact: dict[str, Any] = {"dropout": dropout, "runs": len(runs), "diverged": diverged}
         if runs:
@@ -204,17 +204,17 @@ def _judge(results: Sequence[Result], test_images: int) -> dict[str, Any]:
         facts.append(fact)
 
     # A rate at which a run diverged is not the best, however well the others went.
-    candidates = [dropout for dropout in groups if len(finished[dropout]) == len(groups[dropout])]
+    candidates = [dropout for dropout in groups if len(runs_by_rate[dropout]) == len(groups[dropout])]
     if not candidates:
         return {"sentence": "no statement: at every rate a run diverged", "best": None, "rates": facts}
     best = max(
         candidates,
         key=lambda dropout: (
-            fmean(result.validation_accuracy for result in finished[dropout]),
-            -fmean(result.validation_loss for result in finished[dropout]),
+            fmean(result.validation_accuracy for result in runs_by_rate[dropout]),
+            -fmean(result.validation_loss for result in runs_by_rate[dropout]),
         ),
     )
-    accuracies = {dropout: {r.seed: r.test_accuracy for r in runs} for dropout, runs in finished.items()}
+    accuracies = {dropout: {r.seed: r.test_accuracy for r in runs} for dropout, runs in runs_by_rate.items()}
     comparisons = [
         difference(dropout, accuracies[best], accuracies[dropout], 1 / test_images)
         for dropout in groups
@@ -223,7 +223,7 @@ def _judge(results: Sequence[Result], test_images: int) -> dict[str, Any]:
     corrected = iter(holm([one.p for one in comparisons if one.seeds > 1]))
     comparisons = [one._replace(p_holm=next(corrected)) if one.seeds > 1 else one for one in comparisons]
     return {
-        "sentence": sentence(best, len(finished[best]), comparisons),
+        "sentence": sentence(best, len(runs_by_rate[best]), comparisons),
         "best": best,
         "rates": facts,
         "comparisons": [one._asdict() | {"told_apart": one.told_apart} for one in comparisons],

@@ -243,11 +243,12 @@ def test_a_checkpoint_that_cannot_be_written_warns_and_training_goes_on(
     process = start(project)
     await_line(process, "epoch  1/10")
     kill(process)
-    smallest = min(path.stat().st_size for path in checkpoints(project))
+    # Durations in it make a checkpoint a few bytes shorter in one run than in another.
+    limit = min(path.stat().st_size for path in checkpoints(project)) - 200
     shutil.rmtree(project.path / ".checkpoints")
     code = (
         "import resource\n"
-        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({smallest - 1}, {smallest - 1}))\n"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n"
         "import stages.train\n"
         f"stages.train.main('{KEY}')\n"
     )

@@ -81,10 +81,10 @@ def _show(axes: Any, image: np.ndarray, title: str, interpolation: str) -> None:
     axes.set_axis_off()
 
 
-def of_best(
+def mistakes_of(
     variant: str, classes: Sequence[str], images: np.ndarray, labels: np.ndarray, probabilities: np.ndarray
-) -> dict[str, Figure]:
-    """Return the confusion and the mistakes of `variant`, which gave the test images these `probabilities`."""
+) -> Figure:
+    """Return the mistakes of `variant`, which gave the test images these `probabilities`, float32 [N, classes]."""
     worst = evaluation.mistakes(labels, probabilities, MISTAKES)
     taken = probabilities[worst]
     titles = [
@@ -92,10 +92,7 @@ def of_best(
         for label, one in zip(labels[worst], taken, strict=True)
     ]
     title = f"Where {variant} was most confidently wrong" if titles else f"{variant} made no mistake"
-    return {
-        "confusion": confusion(evaluation.confusion(labels, probabilities.argmax(axis=1), classes), variant),
-        "mistakes": mistakes(images[worst], titles, title),
-    }
+    return mistakes(images[worst], titles, title)
 
 
 def of_optimizers(results: Sequence[Result], histories: Mapping[str, History]) -> dict[str, Figure]:

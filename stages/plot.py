@@ -34,14 +34,17 @@ def main() -> None:
         for of in (files.images_file, files.labels_file)
     )
     shown = list(figures.SAMPLES)
-    best = evaluation.choose_best(results).variant
+    cells = files.read_csv(files.CONFUSION)
+    confusion = [(cell["actual"], cell["predicted"], int(cell["images"])) for cell in cells]
+    best = cells[0]["variant"]
     probabilities = files.read_array(files.predictions_file(best))
     rates = verdict.rates(results, len(classes))
     pictures = {
         "samples": figures.samples(images["train"][shown], [classes[i] for i in labels["train"][shown]], dataset),
         "accuracy": figures.by_dropout(rates, results, "test_accuracy"),
         "loss": figures.by_dropout(rates, results, "test_loss"),
-        **figures.of_best(best, classes, images["test"], labels["test"], probabilities),
+        "confusion": figures.confusion(confusion, best),
+        "mistakes": figures.mistakes_of(best, classes, images["test"], labels["test"], probabilities),
         **figures.of_optimizers(results, histories),
     }
     for name, figure in pictures.items():

@@ -6,7 +6,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from dropout_study import figures, verdict
+from dropout_study import evaluation, figures, verdict
 from tests.test_evaluation import result
 
 RATES = {0.0: [0.9, 0.8], 0.5: [0.7, 0.6]}
@@ -41,7 +41,10 @@ def all_figures() -> dict[str, Figure]:
         "bars": figures.bars(RATES, "sgd", "test accuracy"),
         "by_dropout": figures.by_dropout(verdict.rates(RESULTS, 10), RESULTS, "test_accuracy"),
         "small_multiples": figures.small_multiples({0.0: [HISTORY], 0.5: [HISTORY, HISTORY]}, "sgd"),
-        **figures.of_best("sgd-0.0-0", CLASSES, IMAGES, LABELS, PROBABILITIES),
+        "confusion": figures.confusion(
+            evaluation.confusion(LABELS, PROBABILITIES.argmax(axis=1), CLASSES), "sgd-0.0-0"
+        ),
+        "mistakes": figures.mistakes_of("sgd-0.0-0", CLASSES, IMAGES, LABELS, PROBABILITIES),
     }
 
 
@@ -117,7 +120,7 @@ def test_mistakes_are_the_wrong_images_with_both_classes_and_the_probability() -
         "truck taken for frog\n(70.0%)",
     ]
     np.testing.assert_array_equal(shown[0].images[0].get_array(), IMAGES[3])
-    none = figures.of_best("sgd-0.0-0", CLASSES, IMAGES, PROBABILITIES.argmax(axis=1), PROBABILITIES)["mistakes"]
+    none = figures.mistakes_of("sgd-0.0-0", CLASSES, IMAGES, PROBABILITIES.argmax(axis=1), PROBABILITIES)
     assert none.get_suptitle() == "sgd-0.0-0 made no mistake"
 
 

@@ -1,9 +1,11 @@
 """Errors that are meant to be read by the person who runs the study."""
 
 import argparse
+import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 
 class StudyError(Exception):
@@ -38,6 +40,37 @@ def run_stage(main: Callable[..., None], description: str, *arguments: str) -> N
 
 def _interrupt(number: int, _: object) -> None:
     raise KeyboardInterrupt(number)
+
+
+@contextmanager
+def interrupts_held() -> Iterator[Callable[[], None]]:
+    """Hold back Ctrl-C and SIGTERM in the block until the function that is yielded is called, or the block ends.
+
+    An exception raised in the middle of a call into TensorFlow can bring down the process. Whoever interrupts twice
+    does not want to wait: the second signal ends the process as the system does by default.
+    """
+    came: list[int] = []
+
+    def hold(number: int, _: object) -> None:
+        came.append(number)
+        for one in usual:
+            signal.signal(one, signal.SIG_DFL)
+        os.write(2, b"stopping after this step; once more to stop at once\n")
+
+    def stop_if_interrupted() -> None:
+        if came:
+            raise KeyboardInterrupt(*came)
+
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    usual = {number: handler for number, handler in handlers.items() if handler != signal.SIG_IGN}
+    try:
+        for number in usual:
+            signal.signal(number, hold)
+        yield stop_if_interrupted
+    finally:
+        for number, handler in usual.items():
+            signal.signal(number, handler)
+    stop_if_interrupted()
 
 
 def _module_name() -> str:

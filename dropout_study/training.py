@@ -93,8 +93,9 @@ def train(
     shards: int = 1,
     so_far: Training | None = None,
     on_epoch: Callable[[Training], None] = lambda training: None,
+    on_step: Callable[[], None] = lambda: None,
 ) -> Training:
-    """Train `network` in place and return how it went; `on_epoch` is called after each epoch.
+    """Train `network` in place and return how it went; `on_epoch` is called after each epoch, `on_step` each step.
 
     Every epoch sees every image once, in an order of its own; the last batch may be short. The loss is the
     categorical cross-entropy. After each epoch the learning rate is multiplied by `learning_rate_decay`.
@@ -118,7 +119,7 @@ def train(
         start = time.perf_counter()
         optimizer.learning_rate.assign(first_rate * learning_rate_decay ** (epoch - 1))
         order = epoch_order(len(train.labels), seed, epoch)
-        loss, accuracy, failed_step = _train_epoch(step, train, order, batch_size)
+        loss, accuracy, failed_step = _train_epoch(step, train, order, batch_size, on_step)
         measured = measure(*validation) if failed_step is None else None
         row = Epoch(epoch, loss, accuracy, *(measured[:2] if measured else (NAN, NAN)))
         trained = network.get_weights()
@@ -135,7 +136,9 @@ def train(
     return training
 
 
-def _train_epoch(step: Batch, data: Images, order: np.ndarray, batch_size: int) -> tuple[float, float, int | None]:
+def _train_epoch(
+    step: Batch, data: Images, order: np.ndarray, batch_size: int, on_step: Callable[[], None]
+) -> tuple[float, float, int | None]:
     """Return mean loss, accuracy and, if a loss was not finite, the step (from 1) at which it was."""
     total_loss = correct = 0.0
     for number, start in enumerate(range(0, len(order), batch_size), start=1):
@@ -143,6 +146,7 @@ def _train_epoch(step: Batch, data: Images, order: np.ndarray, batch_size: int) 
         loss, hits = step(data.images[batch], data.labels[batch])
         total_loss += float(loss)
         correct += float(hits)
+        on_step()
         if not np.isfinite(total_loss):
             return NAN, NAN, number
     return total_loss / len(order), correct / len(order), None

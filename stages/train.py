@@ -9,7 +9,7 @@ from pathlib import Path
 
 from dropout_study import files
 from dropout_study.checkpoint import Checkpoints, fingerprint, locked
-from dropout_study.errors import run_stage
+from dropout_study.errors import interrupts_held, run_stage
 from dropout_study.progress import TrainingReport, cores, machine, without_start_up_noise
 from dropout_study.settings import load_settings
 
@@ -43,22 +43,22 @@ def main(key: str | None = None) -> None:
         digest = fingerprint(depends_on, [*train, *validation], MODULES)
         checkpoints = Checkpoints(variant.key, digest, settings.train.checkpoint_every)
         report = TrainingReport(variant.key, len(train.labels), settings.train.epochs)
-        model = network.build_network(
-            train.images.shape[1:],
-            settings.classes,
-            **settings.network.model_dump(),
-            dropout=variant.dropout,
-            seed=variant.seed,
-        )
-        optimizer = training.make_optimizer(variant.optimizer, learning_rate)
-        optimizer.build(model.trainable_variables)
-        kept = checkpoints.resume(model, optimizer)
+        with checkpoints.telling(), interrupts_held() as stop_if_interrupted:
+            model = network.build_network(
+                train.images.shape[1:],
+                settings.classes,
+                **settings.network.model_dump(),
+                dropout=variant.dropout,
+                seed=variant.seed,
+            )
+            optimizer = training.make_optimizer(variant.optimizer, learning_rate)
+            optimizer.build(model.trainable_variables)
+            kept = checkpoints.resume(model, optimizer)
 
-        def after_epoch(so_far: training.Training) -> None:
-            checkpoints.keep(model, optimizer, so_far.to_json(), len(so_far.history))
-            report.epoch(so_far.history[-1], so_far.seconds)
+            def after_epoch(so_far: training.Training) -> None:
+                checkpoints.keep(model, optimizer, so_far.to_json(), len(so_far.history))
+                report.epoch(so_far.history[-1], so_far.seconds)
 
-        with checkpoints.telling():
             result = training.train(
                 model,
                 optimizer,
@@ -72,6 +72,7 @@ def main(key: str | None = None) -> None:
                 shards=shards,
                 so_far=training.Training.from_json(kept) if kept else None,
                 on_epoch=after_epoch,
+                on_step=stop_if_interrupted,
             )
         if result.diverged:
             report.diverged(*result.diverged, variant.optimizer, learning_rate)

@@ -1,0 +1,85 @@
+"""Signals, which a process of its own receives for real."""
+
+import signal
+import subprocess
+import sys
+
+import pytest
+
+HELD = """
+import signal, time
+from dropout_study.errors import interrupts_held
+signal.signal(signal.SIGINT, {handler})
+try:
+    with interrupts_held() as stop_if_interrupted:
+        print("held", flush=True)
+        {inside}
+    print("came out", flush=True)
+except KeyboardInterrupt as interrupt:
+    print("interrupted by", interrupt.args, flush=True)
+time.sleep(0.2)
+print("end", flush=True)
+"""
+
+
+def start(inside: str, handler: str = "signal.default_int_handler") -> subprocess.Popen[str]:
+    """Start a process that holds interrupts while it runs `inside`, and wait until it does."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HELD.format(inside=inside, handler=handler)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert process.stdout
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "inside",
+    [
+        "while True: time.sleep(0.2); print('step', flush=True); stop_if_interrupted()",
+        "time.sleep(0.5); print('step', flush=True)",
+    ],
+    ids=["asked for", "at the end of the block"],
+)
+def test_an_interrupt_is_raised_when_the_step_is_over(inside: str, number: signal.Signals) -> None:
+    process = start(inside)
+    process.send_signal(number)
+    printed = process.communicate(timeout=30)[0].splitlines()
+    assert printed == [
+        "stopping after this step; once more to stop at once",
+        "step",
+        f"interrupted by ({number:d},)",
+        "end",
+    ]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_interrupt_ends_the_process_at_once(number: signal.Signals) -> None:
+    process = start("time.sleep(60)")
+    process.send_signal(signal.SIGINT)
+    assert process.stdout
+    assert "once more to stop at once" in process.stdout.readline()
+    assert process.poll() is None
+    process.send_signal(number)
+    assert process.communicate(timeout=30)[0] == ""
+    assert process.returncode == -number
+
+
+def test_an_interrupt_that_is_ignored_stays_so() -> None:
+    """As in the background of a shell script."""
+    process = start("time.sleep(0.5)", handler="signal.SIG_IGN")
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=30)[0] == "came out\nend\n"
+    assert process.returncode == 0
+
+
+def test_after_the_block_an_interrupt_is_as_before() -> None:
+    process = start("time.sleep(0)")
+    assert process.stdout
+    assert process.stdout.readline() == "came out\n"
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == -signal.SIGTERM
+    process.stdout.close()

@@ -150,7 +150,7 @@ class Checkpoints:
         """Return the latest whole state, or None; a damaged one is removed, and that is said."""
         if self.directory.exists():
             for leftover in self.directory.glob(".*"):
-                leftover.unlink()  # of a write that was killed
+                leftover.unlink(missing_ok=True)  # of a write that was killed
         for path in (self.latest, self.previous):
             try:
                 content = path.read_bytes()

@@ -49,19 +49,25 @@ def results() -> None:
     from dropout_study import evaluation, verdict
 
     rows = evaluation.read_results()
-    click.echo(verdict.table(rows))
-    click.echo(f"\n{verdict.paragraph(files.read_json(files.VERDICT))}")
+    found = files.read_json(files.VERDICT)
+    try:
+        click.echo(f"{verdict.table(rows, found)}\n\n{verdict.paragraph(found)}")
+    except KeyError as error:
+        raise StudyError(
+            f"{files.VERDICT}: has no {error}; another version of the project wrote it, `dvc repro` writes it anew"
+        ) from None
     if [row.variant for row in rows] != _variants_of_the_settings():
         click.echo(f"\nThese are not the variants of {files.SETTINGS} as it is now; `dvc repro` will do those.")
     best = evaluation.choose_best(rows)
     there = "is" if files.BEST_MODEL.exists() else "will be, after `dvc repro`,"
     click.echo(
-        f"\nBest by validation accuracy ({best.validation_accuracy:.1%}): {best.variant}, "
+        f"\nBest single run by validation accuracy ({best.validation_accuracy:.1%}): {best.variant}, "
         f"test accuracy {best.test_accuracy:.1%}, test loss {best.test_loss:.3f}; "
         f"its model {there} {files.BEST_MODEL}\n\n"
-        f"  dvc plots show --open    charts and pictures as a page (the pictures: {files.PLOTS}/)\n"
-        f"  dvc metrics show         the figures of every variant ({files.STUDY} has them as a table)\n"
-        "  dvc params diff          what has changed in params.yaml since the last commit"
+        f"  dvc plots show --open         charts and pictures as a page (the pictures: {files.PLOTS}/)\n"
+        "  dropout-study predict IMAGE   what that model takes an image for\n"
+        f"  dvc metrics show              the figures of every variant ({files.STUDY} has them as a table)\n"
+        "  dvc params diff               what has changed in params.yaml since the last commit"
     )
 
 

@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 
 class StudyError(Exception):
@@ -46,8 +46,8 @@ def _interrupt(number: int, _: object) -> None:
 def interrupts_held() -> Iterator[Callable[[], None]]:
     """Hold back Ctrl-C and SIGTERM in the block until the function that is yielded is called, or the block ends.
 
-    An exception raised in the middle of a call into TensorFlow can bring down the process. Whoever interrupts twice
-    does not want to wait: the second signal ends the process as the system does by default.
+    An exception raised in the middle of a call into TensorFlow can bring down the process. Whoever interrupts again
+    after the message does not want to wait: that signal ends the process as the system does by default.
     """
     came: list[int] = []
 
@@ -55,7 +55,8 @@ def interrupts_held() -> Iterator[Callable[[], None]]:
         came.append(number)
         for one in usual:
             signal.signal(one, signal.SIG_DFL)
-        os.write(2, b"stopping after this step; once more to stop at once\n")
+        with suppress(OSError):
+            os.write(2, b"stopping after this step; once more to stop at once\n")
 
     def stop_if_interrupted() -> None:
         if came:

@@ -4,12 +4,13 @@ Every function returns a figure of a fixed size; `save` writes the same bytes fo
 """
 
 import io
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import matplotlib
+import matplotlib.style
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, PercentFormatter
@@ -27,11 +28,12 @@ STYLE: Any = {
     "font.size": 10,
     "grid.color": "#dddddd",
 }
-# Colours that colour-blind people tell apart (M. Okabe and K. Ito, "Color Universal Design", 2008), and markers for
-# print: one of each for an optimizer, in the order of the study.
-COLORS = ("#0072B2", "#D55E00", "#009E73")
-MARKERS = ("o", "s", "^")
+# Colours that colour-blind people tell apart (M. Okabe and K. Ito, "Color Universal Design", 2008), those of the page,
+# and markers for print.
+COLORS = {"sgd": "#0072B2", "adadelta": "#D55E00", "adam": "#009E73"}
+MARKERS = {"sgd": "o", "adadelta": "s", "adam": "^"}
 TRAINING = "#56B4E9"
+VALIDATION = "#D55E00"
 MUTED = "#666666"
 SAMPLES = (0, 4, 8, 12)  # the training images that the article shows
 MISTAKES = 12
@@ -39,7 +41,11 @@ LOSS_LIMIT = 5.0  # where loss axes end, at the latest
 
 History = Sequence[Mapping[str, float]]
 
+# Nothing of a user's own matplotlibrc: the same figure is the same bytes everywhere.
+_styled = matplotlib.style.context(STYLE, after_reset=True)
 
+
+@_styled
 def save(figure: Figure, path: Path) -> None:
     """Write `figure` as a PNG without a date or the name of a program in it."""
     content = io.BytesIO()
@@ -51,7 +57,7 @@ def _figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-@matplotlib.rc_context(STYLE)
+@_styled
 def samples(images: np.ndarray, names: Sequence[str], dataset: str) -> Figure:
     """Return four training images, uint8 [4, H, W, 3], with their names, smoothed as in the article (bicubic)."""
     figure = _figure(6.4, 6.8)
@@ -61,11 +67,12 @@ def samples(images: np.ndarray, names: Sequence[str], dataset: str) -> Figure:
     return figure
 
 
-@matplotlib.rc_context(STYLE)
+@_styled
 def mistakes(images: np.ndarray, titles: Sequence[str], title: str) -> Figure:
     """Return up to twelve test images, uint8 [N, H, W, 3], each with what is said of it, in rows of four."""
     rows = max(1, -(-len(images) // 4))
-    figure = _figure(8, 0.5 + 2.4 * rows)
+    figure = _figure(8, 0.5 + 2.7 * rows)
+    figure.set_layout_engine("constrained", h_pad=0.1)
     grid = figure.subplots(rows, 4, squeeze=False).flatten()
     for axes in grid:
         axes.set_axis_off()
@@ -88,7 +95,7 @@ def mistakes_of(
     worst = evaluation.mistakes(labels, probabilities, MISTAKES)
     taken = probabilities[worst]
     titles = [
-        f"{classes[label]} taken for {classes[one.argmax()]}\n({one.max():.1%})"
+        f"{classes[label]}\ntaken for {classes[one.argmax()]}\n({one.max():.1%})"
         for label, one in zip(labels[worst], taken, strict=True)
     ]
     title = f"Where {variant} was most confidently wrong" if titles else f"{variant} made no mistake"
@@ -112,7 +119,7 @@ def of_optimizers(results: Sequence[Result], histories: Mapping[str, History]) -
     return pictures
 
 
-@matplotlib.rc_context(STYLE)
+@_styled
 def bars(by_rate: Mapping[float, Sequence[float]], optimizer: str, quantity: str) -> Figure:
     """Return the article's bar chart: the mean of `quantity` for each dropout rate.
 
@@ -122,15 +129,25 @@ def bars(by_rate: Mapping[float, Sequence[float]], optimizer: str, quantity: str
     axes = figure.subplots()
     for i, values in enumerate(by_rate.values()):
         if values:
-            axes.bar(i, fmean(values), color=COLORS[0], width=0.7)
+            axes.bar(i, fmean(values), color=COLORS[optimizer], width=0.7)
         else:
-            axes.annotate("diverged", (i, 0), xytext=(0, 4), textcoords="offset points", ha="center", color=MUTED)
+            offset: dict[str, Any] = {"xytext": (0, 4), "textcoords": "offset points"}
+            axes.annotate("diverged", (i, 0), **offset, ha="center", va="bottom", rotation=90, color=MUTED)
     axes.set_xticks(range(len(by_rate)), [str(rate) for rate in by_rate])
-    runs = max(len(values) for values in by_rate.values())
-    axes.set_title(f"{optimizer}: {quantity} by dropout" + (f", mean of {runs} seeds" if runs > 1 else ""))
+    axes.set_xlim(-0.6, len(by_rate) - 0.4)
+    over = _seeds([len(values) for values in by_rate.values()])
+    axes.set_title(f"{optimizer}: {quantity} by dropout" + (f", mean of {over}" if over else ""))
     axes.set_xlabel("dropout rate")
     _label(axes, quantity)
     return figure
+
+
+def _seeds(counts: Sequence[int]) -> str:
+    """Return over how many seeds means are, `counts` of runs by rate: "3 seeds", "2 to 3 seeds"; "" of one."""
+    least, most = min(filter(None, counts), default=0), max(counts, default=0)
+    if most < 2:
+        return ""
+    return f"{most} seeds" if least == most else f"{least} to {most} seeds"
 
 
 def _label(axes: Any, quantity: str) -> None:
@@ -140,24 +157,26 @@ def _label(axes: Any, quantity: str) -> None:
     axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=None) if share else FormatStrFormatter("%g"))
 
 
-@matplotlib.rc_context(STYLE)
+@_styled
 def by_dropout(rates: Sequence[Mapping[str, Any]], results: Sequence[Result], column: str) -> Figure:
     """Return `column` of the study by dropout: a point a run, mean and 95 % interval over seeds, and guessing.
 
-    `rates` are rows of `verdict.rates`. Optimizers differ in colour and marker. A run that diverged is a cross at the
-    bottom.
+    `rates` are rows of `verdict.rates`. Optimizers differ in colour and marker, and stand side by side at each rate.
+    Runs that diverged are a cross at the bottom, with their number if there are several.
     """
     quantity = column.replace("_", " ")
     figure = _figure(7.2, 4.4)
     axes = figure.subplots()
     optimizers = list(dict.fromkeys(result.optimizer for result in results))
+    places = sorted({result.dropout for result in results})
+    slot = 0.6 * min(np.diff(places), default=0.1) / len(optimizers)
     for i, optimizer in enumerate(optimizers):
-        shift = 0.012 * (i - (len(optimizers) - 1) / 2)
-        look: dict[str, Any] = {"color": COLORS[i], "marker": MARKERS[i]}
+        shift = slot * (i - (len(optimizers) - 1) / 2)
+        look: dict[str, Any] = {"color": COLORS[optimizer], "marker": MARKERS[optimizer]}
         mine = [result for result in results if result.optimizer == optimizer]
         runs = evaluation.finished(mine)
         axes.plot(
-            [result.dropout + shift - 0.015 for result in runs],
+            [result.dropout + shift - 0.25 * slot for result in runs],
             [getattr(result, column) for result in runs],
             **look,
             linestyle="",
@@ -165,30 +184,32 @@ def by_dropout(rates: Sequence[Mapping[str, Any]], results: Sequence[Result], co
             markersize=4,
         )
         rows = [row for row in rates if row["optimizer"] == optimizer]
-        places = [row["dropout"] + shift for row in rows]
-        axes.plot(places, [row[column] for row in rows], **look, linewidth=1, label=optimizer)
-        for place, row in zip(places, rows, strict=True):
+        axes.plot(
+            [row["dropout"] + shift for row in rows], [row[column] for row in rows], **look, lw=1, label=optimizer
+        )
+        for row in rows:
             if row[f"{column}_low"] is not None:
                 axes.errorbar(
-                    place,
+                    row["dropout"] + shift,
                     row[column],
                     [[row[column] - row[f"{column}_low"]], [row[f"{column}_high"] - row[column]]],
-                    color=COLORS[i],
+                    color=COLORS[optimizer],
                     capsize=4,
                 )
-        diverged = [result.dropout + shift for result in mine if result.diverged is not None]
+        diverged = Counter(result.dropout + shift for result in mine if result.diverged is not None)
         if diverged:
-            axes.plot(
-                diverged,
-                [0.02] * len(diverged),
-                "x",
-                color=COLORS[i],
-                transform=axes.get_xaxis_transform(),
-                label=f"{optimizer}: diverged",
-            )
+            bottom: dict[str, Any] = {"color": COLORS[optimizer], "transform": axes.get_xaxis_transform()}
+            axes.plot([*diverged], [0.02] * len(diverged), "x", **bottom, label=f"{optimizer}: diverged")
+            for place, count in diverged.items():
+                if count > 1:
+                    axes.text(place, 0.04, str(count), **bottom, ha="center", fontsize=8)
     for guessing in {row[f"{column}_guessing"] for row in rates}:
         axes.axhline(guessing, color=MUTED, linestyle="--", linewidth=1, label="guessing")
-    axes.set_xticks(sorted({result.dropout for result in results}))
+    axes.set_xticks(places)
+    if column != "accuracy_gap":
+        # An interval by t may go where no accuracy or loss can be.
+        low, high = axes.get_ylim()
+        axes.set_ylim(max(low, -0.02 * high), min(high, 1.02) if "accuracy" in column else high)
     axes.set_title(f"{quantity.capitalize()} by dropout\n", fontsize=12)
     axes.text(0, 1.03, _what_is_shown(rates), transform=axes.transAxes, color=MUTED)
     axes.set_xlabel("dropout rate")
@@ -198,13 +219,11 @@ def by_dropout(rates: Sequence[Mapping[str, Any]], results: Sequence[Result], co
 
 
 def _what_is_shown(rates: Sequence[Mapping[str, Any]]) -> str:
-    runs = max((row["runs"] for row in rates), default=0)
-    if runs < 2:
-        return "one run a rate"
-    return f"mean and 95 % interval (t) over {runs} seeds; pale: single runs"
+    over = _seeds([row["runs"] for row in rates])
+    return f"mean and 95 % interval (t) over {over}; pale: single runs" if over else "one run a rate"
 
 
-@matplotlib.rc_context(STYLE)
+@_styled
 def confusion(rows: Sequence[tuple[str, str, int]], variant: str) -> Figure:
     """Return which class (a row) is taken for which (a column): counts, shaded by the share of the row."""
     classes = list(dict.fromkeys(actual for actual, _, _ in rows))
@@ -217,7 +236,8 @@ def confusion(rows: Sequence[tuple[str, str, int]], variant: str) -> Figure:
     for (i, j), count in np.ndenumerate(counts):
         if count:
             axes.text(j, i, str(count), ha="center", va="center", color="white" if shares[i, j] > 0.5 else "black")
-    axes.set_xticks(range(len(classes)), classes, rotation=45 if max(map(len, classes)) > 3 else 0)
+    slanted: Any = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if max(map(len, classes)) > 3 else {}
+    axes.set_xticks(range(len(classes)), classes, **slanted)
     axes.set_yticks(range(len(classes)), classes)
     axes.set_title(f"What {variant} takes the test images for", fontsize=12)
     axes.set_xlabel("predicted class")
@@ -226,7 +246,7 @@ def confusion(rows: Sequence[tuple[str, str, int]], variant: str) -> Figure:
     return figure
 
 
-@matplotlib.rc_context(STYLE)
+@_styled
 def small_multiples(by_rate: Mapping[float, Sequence[History]], optimizer: str) -> Figure:
     """Return loss (top) and accuracy (bottom) by epoch, a column a dropout rate, training and validation.
 
@@ -242,7 +262,7 @@ def small_multiples(by_rate: Mapping[float, Sequence[History]], optimizer: str) 
                 epochs = [row["epoch"] for row in history]
                 for part, label, color, line in (
                     ("train", "training", TRAINING, "-"),
-                    ("validation", "validation", COLORS[1], "--"),
+                    ("validation", "validation", VALIDATION, "--"),
                 ):
                     values = [row[f"{part}_{quantity}"] for row in history]
                     axes.plot(epochs, values, line, color=color, linewidth=1.2, label=label if run == 0 else None)

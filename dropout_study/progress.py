@@ -91,19 +91,21 @@ class TrainingReport:
     def epoch(self, row: Sequence[float], seconds: Sequence[float]) -> None:
         """Say what an epoch came to: its row of the history, and the seconds that each took so far."""
         number, train_loss, train_accuracy, validation_loss, validation_accuracy = row
-        left = statistics.median(seconds) * (self.epochs - number)
+        # The first epoch that a process trains has tracing and compiling in it.
+        left = statistics.median(seconds[1:] or seconds) * (self.epochs - number)
+        at_most = "up to " if len(seconds) == 1 and left else ""
         self._say(
             f"epoch {number:>{len(str(self.epochs))}}/{self.epochs}  "
             f"loss {train_loss:.4f}  accuracy {train_accuracy:7.2%}  "
             f"validation loss {validation_loss:.4f}  accuracy {validation_accuracy:7.2%}  "
-            f"{self.images / seconds[-1]:6,.0f} images/s  {duration(left)} left"
+            f"{self.images / seconds[-1]:6,.0f} images/s  {at_most}{duration(left)} left"
         )
 
     def diverged(self, epoch: int, step: int, optimizer: str, learning_rate: float) -> None:
         """Say where a loss stopped being finite, and with which settings."""
         self._say(
             f"diverged: the loss stopped being finite in epoch {epoch}, step {step}, with {optimizer} at learning rate "
-            f"{learning_rate}; kept: the weights of the last epoch before it"
+            f"{learning_rate:g}; kept: the weights of the last epoch before it"
         )
 
     def _say(self, text: str) -> None:

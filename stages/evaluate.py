@@ -36,9 +36,9 @@ def main() -> None:
     files.write_csv(files.STUDY, evaluation.Result._fields, results)
     rates = verdict.rates(results, len(classes))
     files.write_csv(files.RATES, verdict.RATE_COLUMNS, [list(row.values()) for row in rates])
-    found = verdict.verdict(results, len(labels))
+    found = verdict.verdict(results, len(labels), settings.normalize.validation)
     files.write_json(files.VERDICT, found)
-    say(verdict.paragraph(found))
+    say(f"{verdict.table(results, found)}\n\n{verdict.paragraph(found)}\n")
     best = evaluation.choose_best(results)
     files.write_json(files.EVALUATION, evaluation.evaluation(results, best))
     confusion = evaluation.confusion(labels, predicted[best.variant], classes)
@@ -58,7 +58,7 @@ def main() -> None:
     )
     model.load_weights(files.weights_file(best.variant))
     evaluation.save_model(model, classes, files.BEST_MODEL)
-    say(f"best by validation accuracy: {best.variant}, saved as {files.BEST_MODEL}")
+    say(f"best single run by validation accuracy: {best.variant}, saved as {files.BEST_MODEL}")
 
 
 if __name__ == "__main__":

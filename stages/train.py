@@ -58,6 +58,7 @@ def main(key: str | None = None) -> None:
             def after_epoch(so_far: training.Training) -> None:
                 checkpoints.keep(model, optimizer, so_far.to_json(), len(so_far.history))
                 report.epoch(so_far.history[-1], so_far.seconds)
+                stop_if_interrupted()
 
             result = training.train(
                 model,
@@ -75,7 +76,8 @@ def main(key: str | None = None) -> None:
                 on_step=stop_if_interrupted,
             )
         if result.diverged:
-            report.diverged(*result.diverged, variant.optimizer, learning_rate)
+            rate = learning_rate * settings.train.learning_rate_decay ** (result.diverged.epoch - 1)
+            report.diverged(*result.diverged, variant.optimizer, rate)
         with files.replacing(files.weights_file(variant.key)) as temporary:
             model.save_weights(temporary)
         files.write_csv(files.history_file(variant.key), training.Epoch._fields, result.history)

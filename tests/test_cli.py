@@ -38,7 +38,7 @@ def test_check_reads_params_yaml_by_default(tmp_path: Path, monkeypatch: pytest.
 
 def write_results(rows: list[evaluation.Result]) -> None:
     files.write_csv(files.STUDY, evaluation.Result._fields, rows)
-    files.write_json(files.VERDICT, verdict.verdict(rows, test_images=500))
+    files.write_json(files.VERDICT, verdict.verdict(rows, test_images=500, validation=0.1))
 
 
 def test_results_prints_table_best_and_where_to_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,9 +47,9 @@ def test_results_prints_table_best_and_where_to_look(tmp_path: Path, monkeypatch
     write_results(rows)
     status, out, _ = run("results")
     assert status == 0
-    assert out.startswith(verdict.table(rows))
+    assert out.startswith(verdict.table(rows, files.read_json(files.VERDICT)))
     assert "sgd: one seed: no statement. Best in validation: 0.5, with a test accuracy of 80.0 %." in out
-    assert "Best by validation accuracy (90.0%): sgd-0.5-0, test accuracy 80.0%" in out
+    assert "Best single run by validation accuracy (90.0%): sgd-0.5-0, test accuracy 80.0%" in out
     assert "its model will be, after `dvc repro`, models/best.keras" in out
     assert "These are not the variants of params.yaml as it is now" in out
     assert "dvc plots show" in out
@@ -70,6 +70,19 @@ def test_results_shows_the_table_even_if_all_diverged(tmp_path: Path, monkeypatc
     assert status == 1
     assert "diverged: sgd-0.1-0 in epoch 2" in out
     assert err.startswith("error: every variant of the study diverged")
+
+
+def test_results_of_another_version_say_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_results([result("sgd-0.1-0")])
+    files.write_json(files.VERDICT, {"optimizers": {}})
+    status, _, err = run("results")
+    assert status == 1
+    assert err.startswith("error: metrics/verdict.json: has no 'sgd'; another version of the project wrote it")
+    files.VERDICT.unlink()
+    status, _, err = run("results")
+    assert status == 1
+    assert "metrics/verdict.json: there is no such file yet; `dvc repro` makes it" in err
 
 
 def test_results_without_a_run_says_how_to_make_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,12 +1,19 @@
+import io
+import itertools
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
 from dropout_study import evaluation, figures, verdict
+from tests.clones import PROJECT
 from tests.test_evaluation import result
 
 RATES = {0.0: [0.9, 0.8], 0.5: [0.7, 0.6]}
@@ -58,6 +65,32 @@ def test_the_same_figure_is_the_same_bytes_without_a_date(tmp_path: Path, name: 
         assert len(np.unique(np.asarray(image.convert("RGB")).reshape(-1, 3), axis=0)) > 10
 
 
+def test_a_users_own_style_changes_no_byte(tmp_path: Path) -> None:
+    """In processes of their own: matplotlib reads matplotlibrc when it is imported."""
+    (tmp_path / "matplotlibrc").write_text("savefig.dpi: 37\nfont.size: 23\nlines.linewidth: 9\naxes.facecolor: red\n")
+    code = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "import matplotlib\n"
+        "from dropout_study import figures\n"
+        "from tests.test_figures import all_figures\n"
+        "assert (matplotlib.rcParams['font.size'] == 23) == (sys.argv[1] == 'hostile')\n"
+        "for name, figure in all_figures().items():\n"
+        "    figures.save(figure, Path(sys.argv[2]) / sys.argv[1] / f'{name}.png')\n"
+    )
+    for name, config in (("hostile", tmp_path), ("usual", tmp_path / "none")):
+        subprocess.run(
+            [sys.executable, "-c", code, name, str(tmp_path)],
+            cwd=PROJECT,
+            env=os.environ | {"MPLCONFIGDIR": str(config), "MATPLOTLIBRC": str(config)},
+            check=True,
+        )
+    pictures = sorted(path.name for path in (tmp_path / "usual").iterdir())
+    assert len(pictures) == len(all_figures())
+    for picture in pictures:
+        assert (tmp_path / "usual" / picture).read_bytes() == (tmp_path / "hostile" / picture).read_bytes()
+
+
 def test_samples_are_smoothed_and_named_as_in_the_article() -> None:
     figure = all_figures()["samples"]
     assert [a.get_title(loc="center") for a in figure.axes] == CLASSES
@@ -101,6 +134,61 @@ def test_the_figure_by_dropout_has_runs_means_intervals_guessing_and_diverged_ru
     }
 
 
+def test_optimizers_stand_side_by_side_and_diverged_runs_are_counted() -> None:
+    """With three optimizers and rates 0.05 apart, no mark of one lies in the place of another or of another rate."""
+    study = [
+        result(f"{optimizer}-{rate}-{seed}", test_accuracy=0.7 + seed / 50, diverged=2 if rate == 0.95 else None)
+        for optimizer in figures.COLORS
+        for rate in (0.2, 0.25, 0.95)
+        for seed in (0, 1, 2)
+    ]
+    axes = figures.by_dropout(verdict.rates(study, 10), study, "test_accuracy").axes[0]
+    places: dict[str, set[float]] = {}
+    for line in axes.lines:
+        if line.get_color() in figures.COLORS.values():
+            places.setdefault(str(line.get_color()), set()).update(map(float, line.get_xdata()))  # type: ignore[arg-type]
+    for rate in (0.2, 0.25, 0.95):
+        spans = [sorted(x for x in found if abs(x - rate) < 0.025) for found in places.values()]
+        assert len(spans) == 3
+        assert all(left[-1] < right[0] for left, right in itertools.pairwise(spans))
+    crosses = [line for line in axes.lines if line.get_marker() == "x"]
+    assert [len(line.get_xdata()) for line in crosses] == [1, 1, 1]  # type: ignore[arg-type]
+    assert [text.get_text() for text in axes.texts if text.get_text().isdigit()] == ["3", "3", "3"]
+    assert axes.get_xticks().tolist() == [0.2, 0.25, 0.95]
+
+
+def test_axes_end_where_accuracies_and_losses_do() -> None:
+    study = [result(f"sgd-0.5-{seed}", test_accuracy=one, test_loss=one) for seed, one in enumerate((0.1, 1.0))]
+    rates = verdict.rates(study, 10)
+    assert rates[0]["test_accuracy_high"] > 5
+    low, high = figures.by_dropout(rates, study, "test_accuracy").axes[0].get_ylim()
+    assert -0.2 < low < 0
+    assert high == 1.02
+    low, high = figures.by_dropout(rates, study, "test_loss").axes[0].get_ylim()
+    assert -0.2 < low < 0
+    assert high > 5
+
+
+def test_means_say_over_how_many_seeds_they_are() -> None:
+    assert figures._seeds([3, 3]) == "3 seeds"
+    assert figures._seeds([3, 0, 2]) == "2 to 3 seeds"
+    assert figures._seeds([1, 1]) == figures._seeds([]) == ""
+    axes = figures.bars({0.0: [0.9, 0.8], 0.5: [0.7, 0.6, 0.5]}, "sgd", "test accuracy").axes[0]
+    assert axes.get_title(loc="left") == "sgd: test accuracy by dropout, mean of 2 to 3 seeds"
+
+
+def test_long_class_names_do_not_overlap() -> None:
+    names = ["automobile", "airplane"]
+    labels, probabilities = np.zeros(12, np.uint8), np.tile([0.1, 0.9], (12, 1))
+    figure = figures.mistakes_of("adadelta-0.5-0", names, np.repeat(IMAGES, 3, axis=0), labels, probabilities)
+    FigureCanvasAgg(figure).print_png(io.BytesIO())  # type: ignore[no-untyped-call]
+    titles = [axes.get_title(loc="center") for axes in figure.axes]
+    assert titles == ["automobile\ntaken for airplane\n(90.0%)"] * 12
+    boxes = [axes.title.get_window_extent() for axes in figure.axes]
+    boxes.append(figure._suptitle.get_window_extent())  # type: ignore[attr-defined]
+    assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
+
+
 def test_the_confusion_has_a_count_in_every_cell_that_is_not_empty() -> None:
     axes = all_figures()["confusion"].axes[0]
     assert [(text.get_position(), text.get_text()) for text in axes.texts] == [
@@ -116,8 +204,8 @@ def test_mistakes_are_the_wrong_images_with_both_classes_and_the_probability() -
     figure = all_figures()["mistakes"]
     shown = [a for a in figure.axes if a.images]
     assert [a.get_title(loc="center") for a in shown] == [
-        "bird taken for deer\n(80.0%)",
-        "truck taken for frog\n(70.0%)",
+        "bird\ntaken for deer\n(80.0%)",
+        "truck\ntaken for frog\n(70.0%)",
     ]
     np.testing.assert_array_equal(shown[0].images[0].get_array(), IMAGES[3])
     none = figures.mistakes_of("sgd-0.0-0", CLASSES, IMAGES, PROBABILITIES.argmax(axis=1), PROBABILITIES)

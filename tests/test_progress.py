@@ -20,8 +20,20 @@ def test_a_line_an_epoch(capsys: pytest.CaptureFixture[str]) -> None:
     report.epoch((3, 1.23456, 0.5, 2.0, 1.0), [9.0, 0.5, 0.8])
     assert capsys.readouterr().out == (
         "sgd-0.5-0  epoch  3/12  loss 1.2346  accuracy  50.00%  validation loss 2.0000  accuracy 100.00%"
-        "   1,250 images/s  7 s left\n"
+        "   1,250 images/s  6 s left\n"
     )
+
+
+def test_the_first_epoch_which_compiles_is_no_measure_of_the_others(capsys: pytest.CaptureFixture[str]) -> None:
+    report = progress.TrainingReport("sgd-0.5-0", images=1_000, epochs=3)
+    report.epoch((1, 1.0, 0.5, 2.0, 1.0), [9.0])
+    report.epoch((2, 1.0, 0.5, 2.0, 1.0), [9.0, 2.0])
+    report.epoch((3, 1.0, 0.5, 2.0, 1.0), [9.0, 2.0, 2.0])
+    assert [line.partition("images/s  ")[2] for line in capsys.readouterr().out.splitlines()] == [
+        "up to 18 s left",
+        "2 s left",
+        "0 s left",
+    ]
 
 
 def test_a_divergence_says_where_and_with_what(capsys: pytest.CaptureFixture[str]) -> None:

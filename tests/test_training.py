@@ -71,6 +71,21 @@ def test_equal_runs_give_equal_bytes(dropout: float) -> None:
     assert weights(first[1]) == weights(again[1])
 
 
+def test_what_is_called_after_every_step_can_end_the_training() -> None:
+    calls = 0
+
+    def stop_in_the_second_epoch() -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 6:
+            raise KeyboardInterrupt
+
+    epochs: list[int] = []
+    with pytest.raises(KeyboardInterrupt):
+        run(epochs=3, on_epoch=lambda so_far: epochs.append(len(so_far.history)), on_step=stop_in_the_second_epoch)
+    assert (calls, epochs) == (6, [1])  # 30 images in batches of 8 are 4 steps an epoch
+
+
 def test_another_seed_gives_another_run() -> None:
     assert weights(run(seed=0)[1]) != weights(run(seed=1)[1])
 

@@ -35,8 +35,8 @@ def test_only_seeds_that_both_have_are_paired() -> None:
     found = verdict.difference(0.5, {0: 0.5, 1: 0.6, 2: 0.9}, {2: 0.6, 1: 0.5, 7: 0.0}, step=0.01)
     assert found.seeds == 2
     assert found.mean == pytest.approx(0.2)
-    assert verdict.difference(0.5, {0: 0.5}, {1: 0.5}, 0.01) == (0.5, 0, None, None, None, 1.0, 1.0)
-    assert verdict.difference(0.5, {0: 0.5}, {0: 0.25}, 0.01) == (0.5, 1, 0.25, None, None, 1.0, 1.0)
+    assert verdict.difference(0.5, {0: 0.5}, {1: 0.5}, 0.01) == (0.5, 0, None, None, None, None, None)
+    assert verdict.difference(0.5, {0: 0.5}, {0: 0.25}, 0.01) == (0.5, 1, 0.25, None, None, None, None)
 
 
 def test_one_value_has_no_interval() -> None:
@@ -100,74 +100,138 @@ def study(
     ]
 
 
+def judge(results: Sequence[Result], test_images: int = 500, validation: float | str = 0.1) -> dict[str, Any]:
+    judged: dict[str, Any] = verdict.verdict(results, test_images, validation)["optimizers"]["sgd"]
+    return judged
+
+
+def paragraph(results: Sequence[Result], validation: float | str = 0.1) -> str:
+    return verdict.paragraph(verdict.verdict(results, 500, validation))
+
+
 def sentence(results: list[Result]) -> str:
-    said = verdict.verdict(results, 500)["optimizers"]["sgd"]["sentence"]
+    said = judge(results)["sentence"]
     assert isinstance(said, str)
     return said
 
 
 CLEAR = [0.80, 0.81, 0.82, 0.83]
 WORSE = [0.70, 0.72, 0.71, 0.74]
+WORST = [0.1, 0.11, 0.09, 0.1]
+NEAR = [0.82, 0.80, 0.83, 0.80]
+NEARER = [0.79, 0.83, 0.81, 0.82]
 
 
 def test_a_rate_that_beats_all_others_is_best() -> None:
-    assert sentence(study({0.0: WORSE, 0.5: CLEAR, 0.9: [0.1, 0.11, 0.09, 0.1]})) == "0.5 is best"
+    judged = judge(study({0.0: WORSE, 0.5: CLEAR, 0.9: WORST}))
+    assert (judged["status"], judged["sentence"], judged["best"]) == ("best", "0.5 is best", 0.5)
+    assert (judged["not_told_apart"], judged["half_width"], judged["seeds_needed"]) == ([], None, None)
+
+
+def test_differences_are_told_apart_by_holms_correction_for_all_pairs() -> None:
+    """Differences, in points: CLEAR to WORSE 10, 9, 11, 9; to WORST 70, 70, 73, 73; WORSE to WORST 60, 61, 62, 64.
+
+    Their t, mean / (s / √4), have 3 degrees of freedom, for which p = 1 - 2/π · (arctan u + u / (1 + u²)), u = t / √3.
+    Holm: the smallest of the three times 3, the largest as it is.
+    """
+    judged = judge(study({0.0: WORSE, 0.5: CLEAR, 0.9: WORST}))
+    found = {one["dropout"]: one for one in judged["comparisons"]}
+    assert list(found) == [0.0, 0.9]
+    assert (found[0.0]["mean"], found[0.9]["mean"]) == pytest.approx((0.0975, 0.715))
+    assert (found[0.0]["p"], found[0.9]["p"]) == pytest.approx((0.00025878, 3.9167e-06), rel=1e-3)
+    assert (found[0.0]["p_holm"], found[0.9]["p_holm"]) == pytest.approx((0.00025878, 3 * 3.9167e-06), rel=1e-3)
+    assert found[0.0]["told_apart"]
+    assert found[0.9]["told_apart"]
 
 
 def test_neighbours_that_cannot_be_told_apart_are_a_range_with_the_seeds_it_would_take() -> None:
-    said = sentence(
-        study({0.0: WORSE, 0.3: [0.82, 0.80, 0.83, 0.80], 0.5: CLEAR, 0.6: [0.79, 0.83, 0.81, 0.82], 0.9: WORSE})
-    )
+    judged = judge(study({0.0: WORSE, 0.3: NEAR, 0.5: CLEAR, 0.6: NEARER, 0.9: WORST}))
     # Differences of 0.5 and 0.3: -2, 1, -1, 3 points; s = 2.217, t(0.975; 3) = 3.182, so ± 3.5. Those of 0.5 and 0.6
     # are 1, -2, 1, 1, narrower. t(0.975; 21) = 2.080, and 2.080 × 2.217 / √22 < 1; with 21 it is 1.009.
-    assert said == (
+    assert judged["sentence"] == (
         "0.3 to 0.6 cannot be told apart with 4 seeds; the difference is known to ±3.5 points, "
-        "±1 would take about 22 seeds"
+        "±1 point would take about 22 seeds"
     )
+    assert (judged["status"], judged["not_told_apart"]) == ("tied", [0.3, 0.5, 0.6])
+    assert judged["half_width"] == pytest.approx(0.03528, abs=1e-5)
+    assert judged["seeds_needed"] == 22
+
+
+def test_only_rates_none_of_which_differ_are_called_a_group() -> None:
+    """0.3 and 0.6 differ by 4 points in every seed, 0.5 lies between and scatters."""
+    middle = [0.78, 0.85, 0.79, 0.82]
+    others = {0.3: [0.80, 0.81, 0.82, 0.83], 0.6: [0.76, 0.77, 0.78, 0.79]}
+    judged = judge(study({**others, 0.5: middle}, validation={0.3: 0.7, 0.5: 0.9, 0.6: 0.7}))
+    assert judged["sentence"].startswith("0.5 cannot be told apart from 0.3 and 0.6 with 4 seeds;")
+    assert judged["not_told_apart"] == [0.3, 0.5, 0.6]
 
 
 def test_rates_that_are_no_neighbours_are_listed_and_a_narrow_interval_asks_for_no_more_seeds() -> None:
-    said = sentence(study({0.0: [0.801, 0.809, 0.821, 0.829], 0.3: WORSE, 0.5: CLEAR}))
+    judged = judge(study({0.0: [0.801, 0.809, 0.821, 0.829], 0.3: WORSE, 0.5: CLEAR}))
     # The spread is that of one of 500 images: 3.182 × 0.2 / √4.
-    assert said == "0.0 and 0.5 cannot be told apart with 4 seeds; the difference is known to ±0.3 points"
+    assert judged["sentence"] == "0.0 and 0.5 cannot be told apart with 4 seeds; the difference is known to ±0.3 points"
+    assert judged["seeds_needed"] is None
     assert verdict._listed([0.0, 0.2, 0.5], [0.0, 0.1, 0.2, 0.5]) == "0.0, 0.2 and 0.5"
 
 
 def test_one_seed_allows_no_statement() -> None:
-    assert sentence(study({0.0: [0.7], 0.5: [0.8]})) == "one seed: no statement"
+    results = study({0.0: [0.7], 0.5: [0.8]})
+    assert sentence(results) == "one seed: no statement"
+    assert judge(results)["status"] == "none"
+    # √(0.7 × 0.3 / 500) = 0.0205
+    assert paragraph(results).splitlines() == [
+        "sgd: one seed: no statement. Best in validation: 0.5, with a test accuracy of 80.0 %.",
+        "One run a rate allows neither intervals nor tests. The finite test set's 500 images leave a standard error of "
+        "up to 2.0 points in an accuracy. All figures are those of the last epoch.",
+    ]
 
 
 def test_one_rate_allows_no_statement() -> None:
-    assert sentence(study({0.5: [0.7, 0.8]})) == "no statement: 0.5 is the only rate"
+    results = study({0.5: [0.7, 0.8]})
+    assert sentence(results) == "no statement: 0.5 is the only rate"
+    assert "Intervals (95 %, t, each for itself) cover seeds" in paragraph(results)
 
 
 def test_a_rate_with_a_diverged_run_is_not_best_but_is_compared() -> None:
     results = study({0.0: CLEAR, 0.5: [0.99, 0.98, None, 0.99]}, validation={0.0: 0.8, 0.5: 0.99})
-    judged = verdict.verdict(results, 500)
+    judged = verdict.verdict(results, 500, 0.1)
     assert judged["diverged"] == {"sgd-0.5-2": 3}
     assert judged["optimizers"]["sgd"]["best"] == 0.0
     assert judged["optimizers"]["sgd"]["comparisons"][0]["seeds"] == 3
-    assert "1 of 8 runs diverged and are left out: sgd-0.5-2 in epoch 3." in verdict.paragraph(judged)
+    said = verdict.paragraph(judged)
+    assert "Best in validation among the rates at which no run diverged: 0.0," in said
+    assert "Diverged, and left out: 1 of 8 runs (sgd-0.5-2 in epoch 3)." in said
 
 
 def test_a_rate_that_always_diverged_is_named_and_spoils_no_other_comparison() -> None:
     results = study({0.0: CLEAR, 0.5: WORSE, 0.9: [None] * 4})
-    judged = verdict.verdict(results, 500)
+    judged = verdict.verdict(results, 500, 0.1)
     assert judged["optimizers"]["sgd"]["sentence"] == (
         "0.0 is best (not compared, as too many of its runs diverged: 0.9)"
     )
     first, second = judged["optimizers"]["sgd"]["comparisons"]
     assert first["p_holm"] == first["p"] < 0.05
-    assert (second["seeds"], second["p_holm"]) == (0, 1)
+    assert (second["seeds"], second["p"], second["p_holm"], second["told_apart"]) == (0, None, None, False)
     assert [row["dropout"] for row in verdict.rates(results, 10)] == [0.0, 0.5]
-    assert "4 of 12 runs diverged" in verdict.paragraph(judged)
+    assert "4 of 12 runs" in verdict.paragraph(judged)
     json.dumps(judged, allow_nan=False)
 
 
 def test_if_a_run_of_every_rate_diverged_there_is_no_statement() -> None:
-    judged = verdict.verdict(study({0.0: [None, 0.5], 0.5: [0.6, None]}), 500)
-    assert judged["optimizers"]["sgd"]["sentence"] == "no statement: at every rate a run diverged"
-    assert "standard error" not in verdict.paragraph(judged)
+    results = study({0.0: [None, 0.5], 0.5: [0.6, None]})
+    judged = judge(results)
+    assert judged["sentence"] == "no statement: at every rate a run diverged"
+    assert (judged["status"], judged["best"], judged["comparisons"]) == ("none", None, [])
+    assert paragraph(results).startswith(
+        "sgd: no statement: at every rate a run diverged.\nDiverged, and left out: 2 of"
+    )
+
+
+def test_if_every_run_diverged_nothing_is_said_of_intervals() -> None:
+    assert paragraph(study({0.5: [None]})).splitlines()[1:] == [
+        "Diverged, and left out: 1 of 1 runs (sgd-0.5-0 in epoch 3).",
+        "All figures are those of the last epoch.",
+    ]
 
 
 def test_with_one_run_left_of_all_other_rates_there_is_no_statement() -> None:
@@ -176,20 +240,27 @@ def test_with_one_run_left_of_all_other_rates_there_is_no_statement() -> None:
 
 
 def test_the_test_images_may_contradict_the_validation() -> None:
-    said = sentence(study({0.0: WORSE, 0.5: CLEAR}, validation={0.0: 0.9, 0.5: 0.8}))
-    assert said == "no rate is best: 0.0 is on the validation images, but 0.5 did better on the test images"
+    judged = judge(study({0.0: WORSE, 0.5: CLEAR}, validation={0.0: 0.9, 0.5: 0.8}))
+    assert judged["status"] == "contradicted"
+    assert judged["sentence"] == "no rate is best: 0.0 did best on the validation images, but 0.5 on the test images"
 
 
-def test_of_equal_validation_accuracies_the_lower_loss_is_the_best() -> None:
-    results = study({0.0: CLEAR, 0.5: WORSE}, validation={0.0: 0.9, 0.5: 0.9})
-    results = [one._replace(validation_loss=0.1 if one.dropout == 0.5 else 0.2) for one in results]
-    assert verdict.verdict(results, 500)["optimizers"]["sgd"]["best"] == 0.5
+def test_the_best_has_the_best_mean_validation_accuracy_and_of_equals_the_lower_loss() -> None:
+    rows = study({0.0: CLEAR, 0.5: WORSE})
+    seen = {0.0: [0.9, 0.7, 0.8, 0.8], 0.5: [0.95, 0.5, 0.9, 0.8]}  # the highest of all is not in the highest mean
+    rows = [one._replace(validation_accuracy=seen[one.dropout][one.seed]) for one in rows]
+    assert judge(rows)["best"] == 0.0
+    equal = study({0.0: CLEAR, 0.5: WORSE}, validation={0.0: 0.9, 0.5: 0.9})
+    losses = {0.0: (0.2, 0.1), 0.5: (0.1, 0.9)}  # validation, test
+    equal = [one._replace(validation_loss=losses[one.dropout][0], test_loss=losses[one.dropout][1]) for one in equal]
+    assert judge(equal)["best"] == 0.5
 
 
 def test_the_file_has_figures_by_rate_and_the_error_of_the_test_set() -> None:
-    judged = verdict.verdict(study({0.0: CLEAR, 0.5: WORSE}), 400)
-    assert judged["test_images"] == 400
-    first = judged["optimizers"]["sgd"]["rates"][0]
+    judged = verdict.verdict(study({0.0: CLEAR, 0.5: [0.1, 0.9]}), 400, "test")
+    assert (judged["test_images"], judged["validated_on"]) == (400, "test images")
+    assert verdict.verdict(study({0.0: CLEAR}), 400, 0.1)["validated_on"] == "held-out images"
+    first, second = judged["optimizers"]["sgd"]["rates"]
     assert (first["dropout"], first["runs"], first["diverged"]) == (0.0, 4, [])
     # s = 1.291 points, t(0.975; 3) = 3.182
     assert first["test_accuracy"] == {
@@ -197,27 +268,37 @@ def test_the_file_has_figures_by_rate_and_the_error_of_the_test_set() -> None:
         "low": pytest.approx(0.815 - 0.02054, abs=1e-5),
         "high": pytest.approx(0.815 + 0.02054, abs=1e-5),
     }
-    # √(0.815 × 0.185 / 400) = 0.0194
+    # √(0.815 × 0.185 / 400) = 0.0194, all but equal runs; of unlike ones, √(0.1 × 0.9 / 400)
     assert first["test_accuracy_standard_error_of_test_set"] == pytest.approx(0.0194, abs=1e-4)
+    assert second["test_accuracy_standard_error_of_test_set"] == pytest.approx(0.015, abs=1e-6)
     assert json.loads(json.dumps(judged, allow_nan=False)) == judged
 
 
 def test_the_paragraph_says_what_the_figures_cover() -> None:
-    said = verdict.paragraph(verdict.verdict(study({0.0: CLEAR, 0.5: WORSE, 0.9: WORSE}), 500))
-    assert said.splitlines() == [
+    """The standard error is the largest of all rates: √(0.7175 × 0.2825 / 500) = 0.0201, not 0.0174 of the best."""
+    assert paragraph(study({0.0: CLEAR, 0.5: WORSE, 0.9: WORSE})).splitlines() == [
         "sgd: 0.0 is best. Best in validation: 0.0, with a test accuracy of 81.5 ± 2.1 %.",
-        "Intervals (95 %, t) and tests (paired t, Holm, at 5 %) cover seeds, not the finite test set: its 500 images "
-        "leave a standard error of 1.7 points in each accuracy. All figures are those of the last epoch.",
+        "Intervals (95 %, t, each for itself) and tests (paired t, at 5 %, corrected by Holm for all pairs of rates) "
+        "cover seeds, not the finite test set: its 500 images leave a standard error of up to 2.0 points in an "
+        "accuracy. The best was chosen in the same runs, which flatters its own figures. All figures are those of the "
+        "last epoch.",
     ]
+
+
+def test_the_paragraph_names_what_is_worse_and_what_is_rough() -> None:
+    said = paragraph(study({0.0: WORSE, 0.5: CLEAR, 0.6: NEARER}), validation="test")
+    assert "with a test accuracy of 81.5 ± 2.1 %; worse: 0.0.\n" in said
+    assert "The best was chosen by the test images themselves, which flatters its own figures." in said
+    assert "The seeds that it would take are a rough estimate, from the spread of so few." in said
 
 
 def test_each_optimizer_is_judged_alone() -> None:
     results = study({0.0: CLEAR, 0.5: WORSE})
     others = [one._replace(optimizer="adam", test_accuracy=0.9 - one.test_accuracy / 2) for one in results]
-    judged = verdict.verdict([*results, *others], 500)["optimizers"]
+    judged = verdict.verdict([*results, *others], 500, 0.1)["optimizers"]
     assert list(judged) == ["sgd", "adam"]
     assert judged["sgd"]["sentence"] == "0.0 is best"
-    assert "0.5 did better on the test images" in judged["adam"]["sentence"]
+    assert "but 0.5 on the test images" in judged["adam"]["sentence"]
 
 
 def test_rates_have_mean_interval_and_guessing_by_quantity() -> None:
@@ -232,41 +313,63 @@ def test_rates_have_mean_interval_and_guessing_by_quantity() -> None:
     assert alone["test_loss_low"] is None
 
 
-def test_the_table_has_mean_and_interval_by_rate_in_order() -> None:
-    lines = verdict.table(
-        [
-            result("sgd-0.5-0", test_accuracy=0.8, test_loss=0.5),
-            result("adam-0-0", test_accuracy=0.123, test_loss=2.5, diverged=1),
-            result("sgd-0.1-0"),
-            result("sgd-0.5-1", test_accuracy=0.9, test_loss=0.7),
-        ]
-    ).splitlines()
-    assert [line.split() for line in lines[1:]] == [
-        ["sgd", "0.1", "1", "80.0", "%", "0.500"],
-        ["sgd", "0.5", "2", "85.0", "±", "63.5", "%", "0.600", "±", "1.271"],
-        ["adam", "0.0", "0", "–", "–", "diverged:", "adam-0-0", "in", "epoch", "1"],
+def test_the_table_has_means_and_differences_by_rate_in_order() -> None:
+    results = [
+        result("sgd-0.5-0", test_accuracy=0.8, test_loss=0.5),
+        result("adam-0-0", test_accuracy=0.123, test_loss=2.5, diverged=1),
+        result("sgd-0.1-0"),
+        result("sgd-0.5-1", test_accuracy=0.9, test_loss=0.7),
+        result("sgd-0.7-0", test_accuracy=0.7, validation_accuracy=0.4),
+        result("sgd-0.7-1", test_accuracy=0.8, validation_accuracy=0.4),
+        result("sgd-0.8-0", test_accuracy=0.1, validation_accuracy=0.1),
+        result("sgd-0.8-1", test_accuracy=0.2, validation_accuracy=0.1),
     ]
-    assert len({line.index("%") for line in lines[1:3]}) == 1
+    lines = verdict.table(results, verdict.verdict(results, 500, 0.1)).splitlines()
+    assert [line.split() for line in lines[1:]] == [
+        ["sgd", "0.1", "1", "80.0", "%", "0.500", "best", "–"],
+        ["sgd", "0.5", "2", "85.0", "±", "63.5", "%", "0.600", "±", "1.271", "0.0", "–"],
+        ["sgd", "0.7", "2", "75.0", "±", "63.5", "%", "0.500", "±", "0.000", "10.0", "–"],
+        ["sgd", "0.8", "2", "15.0", "±", "63.5", "%", "0.500", "±", "0.000", "70.0", "–"],
+        ["adam", "0.0", "0", "–", "–", "–", "–", "diverged:", "adam-0-0", "in", "epoch", "1"],
+    ]
+    # Equal differences in both seeds have the spread of an image: 12.706 × 0.2 / √2 points. t = 70.7, 424 and 495 for
+    # 10, 60 (0.7 to 0.8) and 70 points, p = 1 - 2/π · arctan t; the largest as it is, the smallest, 0.00129, times 3.
+    two = [one for one in results if one.dropout >= 0.5]
+    lines = verdict.table(two, verdict.verdict(two, 500, 0.1)).splitlines()
+    assert [line.split()[-4:] for line in lines[2:]] == [
+        ["10.0", "±", "1.8", "0.009"],
+        ["70.0", "±", "1.8", "0.004"],
+    ]
+    assert len({line.index("%") for line in lines[1:]}) == 1
 
 
-def simulated(random: np.random.Generator, means: list[float]) -> dict[str, Any]:
-    """Return the verdict on a study of five seeds whose accuracies are `means` and a spread of two points."""
-    accuracies = {rate / 10: [float(random.normal(mean, 0.02)) for _ in range(5)] for rate, mean in enumerate(means)}
-    validation = {rate / 10: float(random.normal(mean, 0.02)) for rate, mean in enumerate(means)}
-    judged: dict[str, Any] = verdict.verdict(study(accuracies, validation), 10_000)["optimizers"]["sgd"]
-    return judged
+def simulated(random: np.random.Generator, means: list[float], seeds: int = 5) -> dict[str, Any]:
+    """Return the verdict on a study whose accuracies are `means` and a spread of two points.
+
+    A run that is good in the test is as good in validation, as with `validation: test`.
+    """
+    rows = [
+        result(f"sgd-{rate / 10}-{seed}", validation_accuracy=accuracy, test_accuracy=accuracy)
+        for rate, mean in enumerate(means)
+        for seed, accuracy in enumerate(random.normal(mean, 0.02, seeds).tolist())
+    ]
+    return judge(rows, 10_000)
 
 
-def test_where_there_is_no_difference_one_is_found_in_a_twentieth_of_the_studies() -> None:
-    """The family-wise error of Holm's procedure, over 400 studies of six equal rates: at most 5 %, up to chance."""
+def test_where_there_is_no_difference_one_is_found_in_at_most_a_twentieth_of_the_studies() -> None:
+    """The family-wise error over 200 studies of ten equal rates, of which the best is chosen by the same runs.
+
+    Corrected for the nine comparisons with the best only, it was 14 in 100: 28 of these, where 19 are allowed.
+    """
     random = np.random.default_rng(1)
-    wrong = sum(any(one["told_apart"] for one in simulated(random, [0.7] * 6)["comparisons"]) for _ in range(400))
-    assert 0 < wrong <= 20 + 3 * math.sqrt(400 * 0.05 * 0.95)
+    studies = [simulated(random, [0.7] * 10, seeds=10) for _ in range(200)]
+    wrong = sum(any(one["told_apart"] for one in judged["comparisons"]) for judged in studies)
+    assert 0 < wrong <= 10 + 3 * math.sqrt(200 * 0.05 * 0.95)
 
 
 def test_a_large_difference_is_found() -> None:
     random = np.random.default_rng(2)
-    assert [simulated(random, [0.5, 0.8, 0.5])["sentence"] for _ in range(20)] == ["0.1 is best"] * 20
+    assert [simulated(random, [0.5, 0.8, 0.5])["status"] for _ in range(20)] == ["best"] * 20
 
 
 def test_intervals_hold_the_mean_in_95_of_100() -> None:

@@ -47,8 +47,9 @@ def test_the_results_are_those_of_the_settings(committed: Clone) -> None:
 def test_the_table_and_the_verdict_in_the_readme_are_those_of_the_results(committed: Clone) -> None:
     readme = (committed.path / "README.md").read_text()
     shown = readme.partition("<!-- results -->")[2].partition("<!-- /results -->")[0]
-    table = verdict.table(evaluation.read_results(committed.path / "metrics/study.csv"))
-    said = verdict.paragraph(files.read_json(committed.path / files.VERDICT))
+    found = files.read_json(committed.path / files.VERDICT)
+    table = verdict.table(evaluation.read_results(committed.path / "metrics/study.csv"), found)
+    said = verdict.paragraph(found)
     text, _, quoted = shown.strip().removeprefix("```text\n").partition("\n```\n")
     assert text == table
     assert re.sub("^>", "", quoted, flags=re.MULTILINE).split() == said.split()

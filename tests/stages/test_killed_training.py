@@ -187,6 +187,7 @@ def test_an_interrupt_ends_with_a_message_and_a_checkpoint(
     printed = process.communicate(timeout=60)[0]
     assert process.returncode == status
     (message,) = re.findall(r"the next run goes on after epoch (\d+), from its checkpoint", printed)
+    assert "stopping after this step" in printed  # and not in the middle of TensorFlow
     assert "interrupted" in printed
     assert "Traceback" not in printed
     assert not (project.path / files.weights_file(KEY)).exists()
@@ -268,6 +269,19 @@ def test_dvc_repro_goes_on_where_it_was_killed(
     assert re.search(r"going on after epoch ([3-9]|10), from its checkpoint", printed)
     assert outputs(project) == uninterrupted[1]
     assert project.repro(f"train@{KEY}") == []
+
+
+def test_a_divergence_is_told_with_the_learning_rate_of_its_epoch(project: Clone) -> None:
+    code = (
+        "from dropout_study import training\n"
+        "row = training.Epoch(3, 2.0, 0.1, training.NAN, training.NAN)\n"
+        "diverged = training.Training([row], [1.0], training.Divergence(3, 7))\n"
+        "training.train = lambda *arguments, **settings: diverged\n"
+        f"import stages.train\nstages.train.main('{KEY}')\n"
+    )
+    printed = finish(start(project, sys.executable, "-c", code))
+    # 1.0 × 0.9 × 0.9
+    assert "in epoch 3, step 7, with adadelta at learning rate 0.81;" in printed
 
 
 def test_other_settings_find_no_checkpoint(project: Clone) -> None:

@@ -7,6 +7,7 @@ import re
 import zipfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -96,7 +97,7 @@ def choose_best(results: Iterable[Result]) -> Result:
 
 
 def evaluation(results: Sequence[Result], best: Result) -> dict[str, object]:
-    """Return what `dvc metrics diff` compares: the best variant, and accuracy and loss of each."""
+    """Return what `dvc metrics diff` compares: the best variant, test accuracy and loss of each, and means by rate."""
     variants: dict[str, dict[str, float | None]] = {}
     for result in results:
         variants[result.variant] = {
@@ -105,11 +106,20 @@ def evaluation(results: Sequence[Result], best: Result) -> dict[str, object]:
         }
         if result.diverged is not None:
             variants[result.variant]["diverged"] = result.diverged
+    means = {
+        f"{optimizer}-{dropout}": {
+            "accuracy": _rounded(fmean(result.test_accuracy for result in runs)),
+            "loss": _rounded(fmean(result.test_loss for result in runs)),
+        }
+        for (optimizer, dropout), group in by_rate(results).items()
+        if (runs := finished(group))
+    }
     return {
         "best": {
             "variant": best.variant,
             **{column: _rounded(getattr(best, column)) for column in Result._fields[8:12]},
         },
+        "means": means,
         "variants": variants,
     }
 

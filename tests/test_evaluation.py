@@ -93,9 +93,10 @@ def test_a_diverged_variant_is_never_the_best() -> None:
         evaluation.choose_best([result("sgd-0.1-0", diverged=1)])
 
 
-def test_the_evaluation_has_accuracy_and_loss_by_variant() -> None:
+def test_the_evaluation_has_accuracy_and_loss_by_variant_and_means_by_rate() -> None:
     best = result("sgd-0.1-0", test_accuracy=0.81234567)
-    value = evaluation.evaluation([best, result("sgd-0.2-0", diverged=4)], best)
+    other = result("sgd-0.1-1", test_accuracy=0.6, test_loss=0.7)
+    value = evaluation.evaluation([best, other, result("sgd-0.2-0", diverged=4)], best)
     assert json.loads(json.dumps(value)) == {
         "best": {
             "variant": "sgd-0.1-0",
@@ -104,8 +105,10 @@ def test_the_evaluation_has_accuracy_and_loss_by_variant() -> None:
             "test_loss": 0.5,
             "test_accuracy": 0.812346,
         },
+        "means": {"sgd-0.1": {"accuracy": 0.706173, "loss": 0.6}},  # over the runs that did not diverge
         "variants": {
             "sgd-0.1-0": {"accuracy": 0.812346, "loss": 0.5},
+            "sgd-0.1-1": {"accuracy": 0.6, "loss": 0.7},
             "sgd-0.2-0": {"accuracy": 0.8, "loss": 0.5, "diverged": 4},
         },
     }

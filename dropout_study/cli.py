@@ -81,42 +81,44 @@ def _variants_of_the_settings() -> list[str]:
 
 
 @main.command()
-@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("images", nargs=-1, required=True, type=click.Path(readable=False, path_type=Path))
 @click.option(
     "--model",
     "model_file",
-    type=click.Path(path_type=Path),
+    type=click.Path(readable=False, path_type=Path),
     default=files.BEST_MODEL,
     show_default=True,
     help="A Keras model (.keras) that takes pixels.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, errors included, in place of the table.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, errors of files included, in place of the table.")
 def predict(images: tuple[Path, ...], model_file: Path, as_json: bool) -> None:
     """Classify IMAGES (files, or directories of them) with the best model of the study.
 
     Prints the three most probable classes of each. Images may have any size and mode: the middle is cut out in the
-    model's shape and scaled; what is transparent is laid on white. Exit status 1 if any could not be read.
+    model's shape and scaled; what is transparent is laid on white.
+
+    Exit status 1 if any could not be read. If it is the model that is missing or unfit, there is an error and
+    nothing else, with --json, too.
     """
     from dropout_study import prediction
 
     model = prediction.load_model(model_file)
     paths = list(prediction.find_images(images))
-    if not paths:
-        ends = " ".join(prediction.SUFFIXES)
-        raise StudyError(f"no images in {', '.join(map(click.format_filename, images))}: no file ends in {ends}")
-    names = [click.format_filename(path) for path in paths]
+    names = [prediction.printable(path) for path in paths]
+    classes = {name: prediction.printable(name) for name in model.classes}
     width = max(map(len, names))
-    label = max(map(len, model.classes))
+    label = max(map(len, classes.values()))
     found = []
     for name, one in zip(names, prediction.predict(model, paths), strict=True):
         found.append(one)
         if one.error is not None:
             click.echo(f"error: {name}: {one.error}", err=True)
         elif not as_json:
-            guesses = "   ".join(f"{guess.name:<{label}} {guess.probability:6.1%}" for guess in one.guesses)
+            guesses = "   ".join(f"{classes[guess.name]:<{label}} {guess.probability:6.1%}" for guess in one.guesses)
             click.echo(f"{name:<{width}}   {guesses}")
     if as_json:
-        click.echo(json.dumps({"model": str(model_file), "images": [one.to_json() for one in found]}, indent=2))
+        result = {"model": str(model_file), "images": [one.to_json() for one in found]}
+        click.echo(json.dumps(result, indent=2, allow_nan=False))
     if any(one.error is not None for one in found):
         sys.exit(1)
 

@@ -1,14 +1,17 @@
 """What is committed: the project at HEAD, whatever the work tree holds."""
 
+import hashlib
+import os
 import re
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 from ruamel.yaml import YAML
 
 from dropout_study import evaluation, files, verdict
-from tests.clones import PROJECT, Clone
+from tests.clones import PROJECT, Clone, environment
 
 pytestmark = pytest.mark.pipeline
 
@@ -53,6 +56,28 @@ def test_the_table_and_the_verdict_in_the_readme_are_those_of_the_results(commit
     text, _, quoted = shown.strip().removeprefix("```text\n").partition("\n```\n")
     assert text == table
     assert re.sub("^>", "", quoted, flags=re.MULTILINE).split() == said.split()
+
+
+def test_the_prediction_in_the_readme_is_that_of_the_committed_model(committed: Clone) -> None:
+    model = PROJECT / files.BEST_MODEL
+    if not model.exists():
+        reason = f"no {files.BEST_MODEL} to try: dvc repro, or dvc checkout"
+        if os.environ.get("CI"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    readme = (committed.path / "README.md").read_text()
+    ((command, shown),) = re.findall(r"^\$ (dropout-study predict .*)\n((?:(?!\$|```).*\n)+)", readme, re.MULTILINE)
+    done = subprocess.run(
+        ["sh", "-c", command], cwd=PROJECT, env=environment(), capture_output=True, text=True, timeout=300, check=True
+    )
+    lock = YAML(typ="safe").load(committed.path / "dvc.lock")["stages"]["evaluate"]["outs"]
+    (committed_md5,) = [out["md5"] for out in lock if out["path"] == str(files.BEST_MODEL)]
+    if hashlib.md5(model.read_bytes()).hexdigest() == committed_md5:
+        assert done.stdout == shown
+    else:  # trained on a machine of another kind: a little different
+        assert [line.split()[:2] for line in done.stdout.splitlines()] == [
+            line.split()[:2] for line in shown.splitlines()
+        ]
 
 
 def test_outputs_are_either_cached_and_ignored_or_committed(committed: Clone) -> None:

@@ -298,18 +298,19 @@ def _grey_in_8_bits(image: ImageFile.ImageFile) -> Image.Image:
 def _black_and_white(image: ImageFile.ImageFile, values: np.ndarray) -> tuple[float, float]:
     """Return which of the values of a grey image is black, and which white, as told at `read_image`."""
     (bits, *_) = _tiff_tags(image).get(BITSPERSAMPLE, (16,))
-    if values.dtype == np.uint16 or image.format == "PPM":  # Pillow makes 16 bits of all that PPM has
+    real = values.dtype.kind == "f"
+    if image.mode.startswith("I;16") or (image.format == "PPM" and not real):  # of a PPM file Pillow makes 16 bits
         return 0, 2**bits - 1
     finite = np.isfinite(values)
     if not finite.any():
         return 0, 1
-    limits = np.finfo(values.dtype) if values.dtype.kind == "f" else np.iinfo(values.dtype)
+    limits = np.finfo(values.dtype) if real else np.iinfo(values.dtype)
     low = float(values.min(where=finite, initial=limits.max))
     high = float(values.max(where=finite, initial=limits.min))
-    usual = [1] * (values.dtype.kind == "f") + [255, 65_535 if bits == 32 else 32_767]
+    usual = [1] * real + [255, 32_767 if bits == 16 and not real else 65_535]
     if low >= 0 and high <= usual[-1]:
         return 0, next(white for white in usual if high <= white)
-    return low, max(high, low + 1e-30)
+    return low, high if high > low else low + 1
 
 
 def predict(model: Model, paths: Iterable[Path]) -> Iterator[Prediction]:
@@ -340,7 +341,7 @@ def predict(model: Model, paths: Iterable[Path]) -> Iterator[Prediction]:
 
 def _probabilities(model: Model, images: np.ndarray) -> np.ndarray:
     try:
-        rows = np.asarray(model.network(images, training=False))
+        rows = np.asarray(model.network(images, training=False)).astype(np.float64)
     except Exception as error:  # layers may fail in any way
         raise StudyError(f"{printable(model.path)}: fails on images: {_one_line(error)}") from error
     fine = np.isfinite(rows).all() and rows.min() >= 0 and rows.max() <= 1 and abs(rows.sum(-1) - 1).max() <= 1e-3

@@ -294,12 +294,17 @@ def test_white_may_be_zero(tmp_path: Path, kind: str) -> None:
 
 
 def test_dark_is_dark_and_what_is_no_number_is_black(tmp_path: Path) -> None:
-    (tmp_path / "16.tiff").write_bytes(tiff((RAMP * 50).astype("<u2")))
-    assert pixels(tmp_path / "16.tiff").max() == 50
+    for order in "<>":
+        (tmp_path / "16.tiff").write_bytes(tiff((RAMP * 50).astype(f"{order}u2")))
+        assert pixels(tmp_path / "16.tiff").max() == 50
+    (tmp_path / "constant.tiff").write_bytes(tiff(np.full((16, 16), -5, "<f4")))
+    assert pixels(tmp_path / "constant.tiff").max() == 0
     Image.fromarray(RAMP.astype(np.uint16)).save(tmp_path / "16.pgm")
     assert pixels(tmp_path / "16.pgm").max() == 1
     (tmp_path / "float.tiff").write_bytes(tiff((RAMP / 1000).astype("<f4")))
     assert pixels(tmp_path / "float.tiff").max() == 65
+    (tmp_path / "float.pfm").write_bytes(b"Pf 16 16 -1 " + (RAMP[::-1] / 255).astype("<f4").tobytes())
+    assert np.abs(pixels(tmp_path / "float.pfm")[..., 0] - RAMP).max() <= 1
     strange = np.full((16, 16), np.nan, "<f4")
     (tmp_path / "nan.tiff").write_bytes(tiff(strange))
     assert pixels(tmp_path / "nan.tiff").max() == 0

@@ -30,7 +30,10 @@ def main() -> None:
 @main.command()
 @click.argument("path", type=click.Path(path_type=Path), default=files.SETTINGS)
 def check(path: Path) -> None:
-    """Say whether the settings in PATH (params.yaml) are valid, and what they amount to."""
+    """Say whether the settings are valid.
+
+    Prints what they amount to, or names what is wrong. PATH is the file that has them: params.yaml, if not given.
+    """
     from dropout_study.settings import load_settings
 
     settings = load_settings(path)
@@ -45,7 +48,11 @@ def check(path: Path) -> None:
 
 @main.command()
 def results() -> None:
-    """Print accuracy and loss by dropout, the verdict, the best variant, and where to look further."""
+    """Print the results and the verdict.
+
+    Accuracy and loss by dropout rate, how far each rate is below the best, what can be said of that, which single run
+    is the best, and where to look further.
+    """
     from dropout_study import evaluation, verdict
 
     rows = evaluation.read_results()
@@ -92,10 +99,10 @@ def _variants_of_the_settings() -> list[str]:
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, errors of files included, in place of the table.")
 def predict(images: tuple[Path, ...], model_file: Path, as_json: bool) -> None:
-    """Classify IMAGES (files, or directories of them) with the best model of the study.
+    """Classify images with the best model.
 
-    Prints the three most probable classes of each. Images may have any size and mode: the middle is cut out in the
-    model's shape and scaled; what is transparent is laid on white.
+    IMAGES are files, or directories of them. Prints the three most probable classes of each. Images may have any size
+    and mode: the middle is cut out in the model's shape and scaled; what is transparent is laid on white.
 
     Exit status 1 if any could not be read. If it is the model that is missing or unfit, there is an error and
     nothing else, with --json, too.
@@ -131,10 +138,10 @@ def predict(images: tuple[Path, ...], model_file: Path, as_json: bool) -> None:
 @click.option("--steps", type=click.IntRange(1), default=8, show_default=True, help="Of each contestant, to count.")
 @click.option("--json", "path", type=click.Path(dir_okay=False, path_type=Path), help="Write the result there, too.")
 def bench(rate: float, batch_size: int, threads: int, image_size: int, steps: int, path: Path | None) -> None:
-    """Compare the speed of training with stock Keras and PyTorch on this machine.
+    """Compare the speed of training with others.
 
-    Takes about four minutes, and wants the machine for itself. PyTorch takes part if it is installed, by
-    pip install torch.
+    The others are stock Keras and, if it is installed (by pip install torch), PyTorch. Takes about four minutes, and
+    wants the machine for itself.
     """
     from dropout_study import bench, progress
 

@@ -97,3 +97,4 @@ def test_every_command_has_a_help_text(command: list[str]) -> None:
     status, out, _ = run(*command, "--help")
     assert status == 0
     assert len(out.splitlines()) > 3
+    assert "..." not in out.partition("Commands:")[2]  # a line that is cut in the list of commands

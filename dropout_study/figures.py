@@ -169,12 +169,13 @@ def by_dropout(rates: Sequence[Mapping[str, Any]], results: Sequence[Result], co
     axes = figure.subplots()
     optimizers = list(dict.fromkeys(result.optimizer for result in results))
     places = sorted({result.dropout for result in results})
-    slot = 0.6 * min(np.diff(places), default=0.1) / len(optimizers)
+    slot = 0.6 * min([*np.diff(places), 0.1]) / len(optimizers)
+    several = any(row["runs"] > 1 for row in rates)
     for i, optimizer in enumerate(optimizers):
         shift = slot * (i - (len(optimizers) - 1) / 2)
         look: dict[str, Any] = {"color": COLORS[optimizer], "marker": MARKERS[optimizer]}
         mine = [result for result in results if result.optimizer == optimizer]
-        runs = evaluation.finished(mine)
+        runs = evaluation.finished(mine) if several else []
         axes.plot(
             [result.dropout + shift - 0.25 * slot for result in runs],
             [getattr(result, column) for result in runs],
@@ -206,6 +207,7 @@ def by_dropout(rates: Sequence[Mapping[str, Any]], results: Sequence[Result], co
     for guessing in {row[f"{column}_guessing"] for row in rates}:
         axes.axhline(guessing, color=MUTED, linestyle="--", linewidth=1, label="guessing")
     axes.set_xticks(places)
+    axes.set_xlim(places[0] - 0.05, places[-1] + 0.05)
     if column != "accuracy_gap":
         # An interval by t may go where no accuracy or loss can be.
         low, high = axes.get_ylim()
@@ -250,7 +252,7 @@ def confusion(rows: Sequence[tuple[str, str, int]], variant: str) -> Figure:
 def small_multiples(by_rate: Mapping[float, Sequence[History]], optimizer: str) -> Figure:
     """Return loss (top) and accuracy (bottom) by epoch, a column a dropout rate, training and validation.
 
-    Losses beyond the end of the axis are triangles there.
+    Losses beyond the end of the axis are triangles there; how many runs of a rate diverged is said.
     """
     columns = len(by_rate)
     figure = _figure(max(6.4, 2.2 * columns), 5)
@@ -265,11 +267,19 @@ def small_multiples(by_rate: Mapping[float, Sequence[History]], optimizer: str) 
                     ("validation", "validation", VALIDATION, "--"),
                 ):
                     values = [row[f"{part}_{quantity}"] for row in history]
-                    axes.plot(epochs, values, line, color=color, linewidth=1.2, label=label if run == 0 else None)
+                    look: dict[str, Any] = {"color": color, "label": label if run == 0 else None}
+                    look["marker"] = "." if np.isfinite(values).sum() == 1 else ""  # one point is no line
+                    axes.plot(epochs, values, line, linewidth=1.2, **look)
                     beyond = [epoch for epoch, value in zip(epochs, values, strict=True) if value > limit]
                     if quantity == "loss" and beyond:
                         axes.plot(beyond, [limit] * len(beyond), "^", color=color, markersize=4, clip_on=False)
         grid[0, column].set_title(f"dropout {rate}")
+        diverged = sum(not np.isfinite(history[-1]["validation_loss"]) for history in runs)
+        if diverged:
+            said = f"{diverged} of {len(runs)} diverged"
+            grid[0, column].text(
+                0.98, 0.98, said, transform=grid[0, column].transAxes, ha="right", va="top", color=MUTED
+            )
         grid[1, column].set_xlabel("epoch")
         grid[1, column].set_ylim(0, 1)
         grid[1, column].xaxis.get_major_locator().set_params(integer=True)

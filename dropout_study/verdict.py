@@ -5,13 +5,13 @@ over the seeds that both have, because a seed fixes weights and shuffling and so
 
 Which rate is the best is found in the runs that are then compared, and runs that are good in validation are good in
 the test too. Corrected for the comparisons with the best only, the tests would find a difference where there is none in
-up to 14 of 100 studies in place of 5 (simulated: ten equal rates, ten seeds). So they are corrected for all pairs of
+13 of 100 studies in place of 5 (simulated: ten equal rates, ten seeds). So they are corrected for all pairs of
 rates: that holds whichever rate is chosen, and lets one speak of a group of rates.
 """
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import combinations
+from itertools import chain, combinations
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
@@ -209,7 +209,8 @@ def verdict(results: Sequence[Result], test_images: int, validation: float | str
             for optimizer in optimizers
         },
     }
-    return _rounded(found)
+    found = _rounded(found)
+    return found | {"paragraph": paragraph(found)}
 
 
 def _rounded(value: Any) -> Any:
@@ -256,47 +257,59 @@ def _judge(results: Sequence[Result], test_images: int) -> dict[str, Any]:
         ),
     )
     accuracies = {dropout: {r.seed: r.test_accuracy for r in runs} for dropout, runs in runs_by_rate.items()}
-    corrected = _p_of_all_pairs(accuracies, 1 / test_images)
-    comparisons = [
-        difference(dropout, accuracies[best], accuracies[dropout], 1 / test_images)._replace(
-            p_holm=corrected.get(frozenset({best, dropout}))
-        )
-        for dropout in groups
-        if dropout != best
-    ]
-    apart = [pair for pair, p in corrected.items() if p < 1 - CONFIDENCE]
+    pairs = compare_all(accuracies, best, 1 / test_images)
+    comparisons = [pairs[frozenset({best, dropout})] for dropout in groups if dropout != best]
     return {
-        **conclude(best, len(runs_by_rate[best]), comparisons, apart),
+        **conclude(best, len(runs_by_rate[best]), pairs, _among(facts)),
         "best": best,
         "rates": facts,
         "comparisons": [one._asdict() | {"told_apart": one.told_apart} for one in comparisons],
     }
 
 
-def _p_of_all_pairs(accuracies: Mapping[float, Mapping[int, float]], step: float) -> dict[frozenset[float], float]:
-    """Return the corrected p of every pair of rates that have two seeds in common."""
-    p_values = {
-        frozenset(pair): p
-        for pair in combinations(accuracies, 2)
-        if (p := difference(pair[1], accuracies[pair[0]], accuracies[pair[1]], step).p) is not None
+def _among(facts: Sequence[Mapping[str, Any]]) -> str:
+    """Return of which rates the best is the best, if not of all."""
+    return " among the rates at which no run diverged" if any(fact["diverged"] for fact in facts) else ""
+
+
+def compare_all(
+    accuracies: Mapping[float, Mapping[int, float]], best: float, step: float
+) -> dict[frozenset[float], Difference]:
+    """Return the differences of all pairs of rates, those of `best` to the others and of lower to higher ones.
+
+    `accuracies` are test accuracies by rate and seed, in steps of `step`.
+    """
+    order = sorted(accuracies, key=lambda dropout: (dropout != best, dropout))
+    pairs = {
+        frozenset({one, other}): difference(other, accuracies[one], accuracies[other], step)
+        for one, other in combinations(order, 2)
     }
-    return dict(zip(p_values, holm(list(p_values.values())), strict=True))
+    p_values = {pair: found.p for pair, found in pairs.items() if found.p is not None}
+    corrected = dict(zip(p_values, holm(list(p_values.values())), strict=True))
+    return {pair: found._replace(p_holm=corrected.get(pair)) for pair, found in pairs.items()}
 
 
 def _no_statement(sentence: str) -> dict[str, Any]:
-    return {"status": "none", "sentence": sentence, "not_told_apart": [], "half_width": None, "seeds_needed": None}
+    return {
+        "status": "none",
+        "sentence": sentence,
+        "not_told_apart": [],
+        "one_group": False,
+        "half_width": None,
+        "seeds_needed": None,
+    }
 
 
-def conclude(
-    best: float, seeds: int, comparisons: Sequence[Difference], apart: Iterable[frozenset[float]]
-) -> dict[str, Any]:
-    """Return what follows from the comparisons of the rate `best`, chosen by validation, with all the others.
+def conclude(best: float, seeds: int, pairs: Mapping[frozenset[float], Difference], among: str) -> dict[str, Any]:
+    """Return what follows from the differences of all `pairs` of rates if `best`, with `seeds` runs, won in validation.
 
-    `apart` has the pairs of rates, of all, that are told apart. The keys are `sentence`; `status`, which is "best",
+    It won `among` the rates that this names, or all if it is empty. The keys are `sentence`; `status`, which is "best",
     "tied", "contradicted" (another rate did better on the test images) or "none"; and of ties `not_told_apart`, the
-    best and the rates that are not told apart from it, `half_width`, half the widest interval of their differences,
-    and `seeds_needed` to make it a point of accuracy (None if it is not wider).
+    best and the rates that are not told apart from it, `one_group`, whether they are not from each other either,
+    `half_width`, half the widest interval of their differences (if they are not one group, of those to the best), and
+    `seeds_needed` to make that a point of accuracy (None if it is not wider).
     """
+    comparisons = [found for pair, found in pairs.items() if best in pair]
     if not comparisons:
         return _no_statement(f"no statement: {best} is the only rate")
     if seeds < 2:
@@ -305,25 +318,30 @@ def conclude(
     if not compared:
         return _no_statement(f"no statement: {best} is the only rate with two runs that did not diverge")
     others = [one.dropout for one in comparisons if one.seeds < 2]
-    but = f" (not compared, as too many of its runs diverged: {_listed(others)})" if others else ""
+    but = f" (not compared, because too many runs diverged: {_listed(others)})" if others else ""
     better = [one.dropout for one in compared if one.told_apart and (one.mean or 0) < 0]
     if better:
-        said = (
-            f"no rate is best: {best} did best on the validation images, but {_listed(better)} on the test images{but}"
-        )
+        said = f"no rate is best: {best} did best in validation{among}, "
+        said += f"but {_listed(better)} did better on the test images{but}"
         return _no_statement(said) | {"status": "contradicted"}
     tied = [one for one in compared if not one.told_apart]
     if not tied:
         return _no_statement(f"{best} is best{but}") | {"status": "best"}
 
     same = sorted([best, *(one.dropout for one in tied)])
-    if any(pair <= {*same} for pair in apart):
-        said = f"{best} cannot be told apart from {_listed([one.dropout for one in tied])}"
+    within = [pairs[frozenset(pair)] for pair in combinations(same, 2)]
+    one_group = not any(one.told_apart for one in within)
+    if one_group:
+        said = f"{_listed(same, sorted({*chain(*pairs)}))} cannot be told apart"
+        known = [one for one in within if one.seeds > 1]
     else:
-        said = f"{_listed(same, sorted([best, *(one.dropout for one in comparisons)]))} cannot be told apart"
-    widest = max(tied, key=lambda one: one.half_width)
+        said = f"{best} cannot be told apart from {_listed([one.dropout for one in tied])}"
+        known = tied
+    widest = max(known, key=lambda one: one.half_width)
     half, needed = widest.half_width, None
-    said += f" with {widest.seeds} seeds; the difference is known to ±{100 * half:.1f} points"
+    least, most = min(one.seeds for one in known), max(one.seeds for one in known)
+    said += f" with {least if least == most else f'{least} to {most}'} seeds"
+    said += f"; the difference is known to ±{100 * half:.1f} points"
     if half > WANTED:
         needed = seeds_needed(half * math.sqrt(widest.seeds) / _quantile(widest.seeds), WANTED)
         said += f", ±{100 * WANTED:g} point would take about {needed} seeds"
@@ -331,6 +349,7 @@ def conclude(
         "status": "tied",
         "sentence": said + but,
         "not_told_apart": same,
+        "one_group": one_group,
         "half_width": half,
         "seeds_needed": needed,
     }
@@ -368,11 +387,11 @@ def paragraph(found: Mapping[str, Any]) -> str:
         covers += (
             f" {found['test_images']:,} images leave a standard error of up to {error:.1f} points in an accuracy. "
         )
-    if tests:
+    if any(judged["best"] is not None and judged["comparisons"] for judged in every):
         by = "by the test images themselves" if found["validated_on"] == "test images" else "in the same runs"
         covers += f"The best was chosen {by}, which flatters its own figures. "
     if any(judged["seeds_needed"] for judged in every):
-        covers += "The seeds that it would take are a rough estimate, from the spread of so few. "
+        covers += "How many seeds it would take is a rough estimate, from the spread of those there are. "
     lines.append(f"{covers}All figures are those of the last epoch.")
     return "\n".join(lines)
 
@@ -384,7 +403,7 @@ def _about_best(judged: Mapping[str, Any]) -> str:
     fact = next(fact for fact in judged["rates"] if fact["dropout"] == judged["best"])
     mean, high = fact["test_accuracy"]["mean"], fact["test_accuracy"]["high"]
     spread = f" ± {100 * (high - mean):.1f}" if high is not None else ""
-    among = " among the rates at which no run diverged" if any(fact["diverged"] for fact in judged["rates"]) else ""
-    said = f" Best in validation{among}: {judged['best']}, with a test accuracy of {100 * mean:.1f}{spread} %"
+    said = f" Best in validation{_among(judged['rates'])}: {judged['best']}"
+    said += f", with a test accuracy of {100 * mean:.1f}{spread} %"
     worse = [one["dropout"] for one in judged["comparisons"] if one["told_apart"] and one["mean"] > 0]
     return f"{said}; worse: {_listed(worse)}." if 0 < len(worse) < len(judged["comparisons"]) else f"{said}."

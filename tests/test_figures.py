@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -157,6 +158,39 @@ def test_optimizers_stand_side_by_side_and_diverged_runs_are_counted() -> None:
     assert axes.get_xticks().tolist() == [0.2, 0.25, 0.95]
 
 
+def test_means_and_intervals_are_those_of_their_rates() -> None:
+    study = [
+        result(f"sgd-{rate}-{seed}", test_accuracy=rate + seed / 100) for rate in (0.0, 0.5, 0.9) for seed in (0, 2)
+    ]
+    rates = verdict.rates(study, 10)
+    axes = figures.by_dropout(rates, study, "test_accuracy").axes[0]
+    (means,) = (line for line in axes.lines if line.get_label() == "sgd")
+    assert means.get_xdata() == pytest.approx([0, 0.5, 0.9])
+    assert means.get_ydata() == pytest.approx([0.01, 0.51, 0.91])
+    bars = [container.lines[2][0].get_segments()[0] for container in axes.containers]  # type: ignore[attr-defined]
+    half = 12.7062 * 0.0141421 / 2**0.5
+    assert [bar[:, 1].tolist() for bar in bars] == [
+        pytest.approx([rate + 0.01 - half, rate + 0.01 + half], rel=1e-4) for rate in (0.0, 0.5, 0.9)
+    ]
+    assert "mean and 95 % interval (t) over 2 seeds; pale: single runs" in {text.get_text() for text in axes.texts}
+
+
+def test_one_seed_is_drawn_once_and_one_rate_in_the_middle() -> None:
+    study = [result("sgd-0.5-0", test_accuracy=0.7)]
+    axes = figures.by_dropout(verdict.rates(study, 10), study, "test_accuracy").axes[0]
+    drawn = [(list(line.get_xdata()), list(line.get_ydata())) for line in axes.lines]  # type: ignore[arg-type]
+    assert [one for one in drawn if one[0]] == [([0.5], [0.7]), ([0, 1], [0.1, 0.1])]  # the run, and guessing
+    assert axes.get_xlim() == pytest.approx((0.45, 0.55))
+    assert "one run a rate" in {text.get_text() for text in axes.texts}
+
+
+def test_runs_stay_near_their_rate_however_far_the_next_one_is() -> None:
+    study = [result(f"sgd-{rate}-{seed}") for rate in (0.0, 0.9) for seed in (0, 1)]
+    axes = figures.by_dropout(verdict.rates(study, 10), study, "test_accuracy").axes[0]
+    (runs,) = (line for line in axes.lines if line.get_alpha())
+    assert list(runs.get_xdata()) == pytest.approx([0, 0, 0.9, 0.9], abs=0.02)  # type: ignore[arg-type]
+
+
 def test_axes_end_where_accuracies_and_losses_do() -> None:
     study = [result(f"sgd-0.5-{seed}", test_accuracy=one, test_loss=one) for seed, one in enumerate((0.1, 1.0))]
     rates = verdict.rates(study, 10)
@@ -200,6 +234,24 @@ def test_the_confusion_has_a_count_in_every_cell_that_is_not_empty() -> None:
     assert [label.get_text() for label in axes.get_yticklabels()] == CLASSES
 
 
+def test_the_confusion_is_shaded_by_the_share_of_the_actual_class() -> None:
+    """Of four frogs three are taken for trucks; of one truck, one for a frog."""
+    axes = figures.confusion(
+        [("frog", "frog", 1), ("frog", "truck", 3), ("truck", "frog", 1), ("truck", "truck", 0)], "v"
+    ).axes[0]
+    (picture,) = axes.images
+    assert np.asarray(picture.get_array()).tolist() == [[0.25, 0.75], [1, 0]]
+    dark, light = picture.cmap(1.0)[:3], picture.cmap(0.0)[:3]
+    assert sum(dark) < 1 < 2.5 < sum(light)
+    assert [(text.get_text(), text.get_color()) for text in axes.texts] == [
+        ("1", "black"),
+        ("3", "white"),
+        ("1", "white"),
+    ]
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("predicted class", "actual class")
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["frog", "truck"]
+
+
 def test_mistakes_are_the_wrong_images_with_both_classes_and_the_probability() -> None:
     figure = all_figures()["mistakes"]
     shown = [a for a in figure.axes if a.images]
@@ -218,6 +270,22 @@ def test_small_multiples_have_a_column_a_rate_and_a_line_a_seed_and_part() -> No
     assert [len(a.lines) for a in axes] == [2, 4, 2, 4]
 
 
+def test_small_multiples_draw_the_runs_of_their_rate_on_common_axes() -> None:
+    histories = [[row | {"train_loss": row["train_loss"] / seed} for row in HISTORY] for seed in (1, 2)]
+    axes = figures.small_multiples({0.0: histories, 0.5: [HISTORY]}, "sgd").axes
+    drawn = [list(line.get_ydata()) for line in axes[0].lines]  # type: ignore[arg-type]
+    assert drawn == [[2, 1, 2 / 3], [1, 1 / 2, 1 / 3], [1, 1 / 2, 1 / 3], [1, 1 / 2, 1 / 3]]
+    assert axes[0].get_ylim() == axes[1].get_ylim() == pytest.approx((0, 2.1))
+    assert axes[2].get_ylim() == axes[3].get_ylim() == (0, 1)
+
+
+def test_a_single_epoch_is_a_point_and_diverged_runs_are_counted() -> None:
+    nan = dict.fromkeys(HISTORY[0], float("nan")) | {"epoch": 2.0}
+    axes = figures.small_multiples({0.5: [[HISTORY[0], nan], HISTORY]}, "sgd").axes
+    assert [line.get_marker() for line in axes[0].lines] == [".", ".", "", ""]
+    assert [text.get_text() for text in axes[0].texts] == ["1 of 2 diverged"]
+
+
 def test_a_loss_off_the_scale_is_marked_at_its_end() -> None:
     high = [HISTORY[0] | {"train_loss": 50.0}, *HISTORY[1:]]
     axes = figures.small_multiples({0.5: [high]}, "sgd").axes[0]
@@ -233,7 +301,16 @@ def test_a_diverged_history_does_not_spoil_the_axis() -> None:
 
 
 def test_every_optimizer_has_the_articles_charts_and_its_histories() -> None:
-    found = figures.of_optimizers(RESULTS, {r.variant: HISTORY for r in RESULTS})
+    rows = [one._replace(test_loss=one.test_accuracy + 1) for one in RESULTS]
+    found = figures.of_optimizers(rows, {r.variant: HISTORY for r in rows})
+    for optimizer, accuracies in (("sgd", [0.85, 0.7]), ("adam", [0.6])):
+        for quantity, add in (("accuracy", 0), ("loss", 1)):
+            axes = found[f"{quantity}-{optimizer}"].axes[0]
+            heights: list[Any] = [patch.get_height() for patch in axes.patches]  # type: ignore[attr-defined]
+            assert heights == pytest.approx([one + add for one in accuracies])
+            assert {to_hex(patch.get_facecolor()) for patch in axes.patches} == {figures.COLORS[optimizer].lower()}
+            assert axes.get_title(loc="left").startswith(f"{optimizer}: test {quantity} by dropout")
+            assert axes.yaxis.get_major_formatter()(0.5) == ("50" if quantity == "accuracy" else "0.5")
     assert sorted(found) == [
         f"{chart}-{optimizer}" for chart in ("accuracy", "history", "loss") for optimizer in ("adam", "sgd")
     ]
@@ -263,6 +340,7 @@ def test_pixels_are_shares_by_channel_before_and_after() -> None:
 
 def test_the_table_of_histories_is_tidy_and_leaves_out_what_is_not_finite() -> None:
     diverged = [*HISTORY, dict.fromkeys(HISTORY[0], float("nan")) | {"epoch": 4.0}]
+    diverged[-1] = diverged[-1] | {"train_loss": 1.0}
     rows = figures.history_rows([result("sgd-0.1-0")], {"sgd-0.1-0": diverged})
     assert len(rows) == 6
     assert rows[0] == ("sgd-0.1-0", "sgd", 0.1, 0, 1, "train", 2.0, 0.1)

@@ -52,7 +52,7 @@ def test_the_table_and_the_verdict_in_the_readme_are_those_of_the_results(commit
     shown = readme.partition("<!-- results -->")[2].partition("<!-- /results -->")[0]
     found = files.read_json(committed.path / files.VERDICT)
     table = verdict.table(evaluation.read_results(committed.path / "metrics/study.csv"), found)
-    said = verdict.paragraph(found)
+    said = found["paragraph"]
     text, _, quoted = shown.strip().removeprefix("```text\n").partition("\n```\n")
     assert text == table
     assert re.sub("^>", "", quoted, flags=re.MULTILINE).split() == said.split()
@@ -78,6 +78,13 @@ def test_the_prediction_in_the_readme_is_that_of_the_committed_model(committed: 
         assert [line.split()[:2] for line in done.stdout.splitlines()] == [
             line.split()[:2] for line in shown.splitlines()
         ]
+
+
+def test_the_verdict_is_that_of_the_results(committed: Clone) -> None:
+    results = evaluation.read_results(committed.path / "metrics/study.csv")
+    found = files.read_json(committed.path / files.VERDICT)
+    validation = YAML(typ="safe").load(committed.path / "params.yaml")["normalize"]["validation"]
+    assert verdict.verdict(results, found["test_images"], validation) == found
 
 
 def test_outputs_are_either_cached_and_ignored_or_committed(committed: Clone) -> None:

@@ -1,4 +1,5 @@
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -42,6 +43,12 @@ def test_class_names_are_safe_in_charts_and_pages(name: str) -> None:
     classes = DATASETS[name].classes
     assert len(set(classes)) == 10
     assert all(re.fullmatch(r"[A-Za-z0-9 _.-]+", text) for text in classes)
+
+
+@pytest.mark.parametrize("name", ["<b>", "a&b", 'say "cat"', "{scripts}", "cat\n", "", "Kätzchen"])
+def test_a_data_set_with_a_class_name_that_a_page_could_take_for_markup_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="letters, digits, space"):
+        replace(DATASETS["digits"], classes=("cat", name))
 
 
 def test_sizes_are_as_registered() -> None:

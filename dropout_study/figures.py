@@ -308,7 +308,10 @@ def _loss_limit(by_rate: Mapping[float, Sequence[History]]) -> float:
 
 
 def history_rows(results: Iterable[Result], histories: Mapping[str, History]) -> list[tuple[object, ...]]:
-    """Return the histories as one tidy table, a row for each variant, epoch and part; unfinished epochs left out."""
+    """Return the histories as one tidy table, a row for each variant, epoch and part.
+
+    The epoch in which a variant diverged has neither loss nor accuracy.
+    """
     return [
         (
             r.variant,
@@ -317,12 +320,10 @@ def history_rows(results: Iterable[Result], histories: Mapping[str, History]) ->
             r.seed,
             int(row["epoch"]),
             part,
-            row[f"{part}_loss"],
-            row[f"{part}_accuracy"],
+            *((row[f"{part}_loss"], row[f"{part}_accuracy"]) if row["epoch"] != r.diverged else (None, None)),
         )
         for r in results
         for row in histories[r.variant]
-        if np.isfinite(row["validation_loss"])
         for part in ("train", "validation")
     ]
 
@@ -330,11 +331,14 @@ def history_rows(results: Iterable[Result], histories: Mapping[str, History]) ->
 HISTORY_COLUMNS = ("variant", "optimizer", "dropout", "seed", "epoch", "part", "loss", "accuracy")
 
 
-def pixel_rows(counts: np.ndarray, scale: Sequence[float], offset: Sequence[float]) -> list[tuple[object, ...]]:
+def pixel_rows(
+    counts: np.ndarray, scale: Sequence[float], offset: Sequence[float], method: str
+) -> list[tuple[object, ...]]:
     """Return the distribution of pixel values before and after `value * scale + offset`, as one tidy table.
 
-    `counts`, int64 [256, C], is how often each value occurs in a channel; they are put together by 16. A row is: before
-    or after, the channel, the middle of the bin, its share. Channels that are all the same are one row.
+    `counts`, int64 [256, C], is how often each value occurs in a channel; they are put together by 16. `method` is that
+    of the normalization. A row is: before or after, the unit, the channel, the middle of the bin, its share. Channels
+    that are all the same are one row.
     """
     channels = counts.shape[1]
     alike = bool((counts == counts[:, :1]).all())
@@ -343,7 +347,7 @@ def pixel_rows(counts: np.ndarray, scale: Sequence[float], offset: Sequence[floa
     shares = binned / binned.sum(axis=0)
     middles = np.arange(len(binned)) * PIXEL_BIN + (PIXEL_BIN - 1) / 2
     return [
-        (when, name, float(value), float(share))
+        (when, PIXEL_UNITS[method if when == "after" else when], name, float(value), float(share))
         for when in ("before", "after")
         for channel, name in enumerate(names)
         for value, share in zip(
@@ -353,4 +357,21 @@ def pixel_rows(counts: np.ndarray, scale: Sequence[float], offset: Sequence[floa
 
 
 PIXEL_BIN = 16
-PIXEL_COLUMNS = ("normalization", "channel", "value", "share")
+PIXEL_UNITS = {"before": "0 to 255", "standardize": "standard deviations", "minmax": "0 to 1"}
+PIXEL_COLUMNS = ("normalization", "unit", "channel", "value", "share")
+
+
+def summary_rows(dataset: str, results: Sequence[Result], paragraph: str) -> list[tuple[int, str]]:
+    """Return what was studied, and the verdict's `paragraph`, as numbered lines."""
+    studied: dict[str, Iterable[object]] = {
+        "Data set": [dataset],
+        "Epochs": [max(result.epochs for result in results)],
+        "Optimizers": dict.fromkeys(result.optimizer for result in results),
+        "Dropout rates": dict.fromkeys(result.dropout for result in results),
+        "Seeds": dict.fromkeys(result.seed for result in results),
+    }
+    first = " ".join(f"{name}: {', '.join(map(str, values))}." for name, values in studied.items())
+    return list(enumerate([first, *paragraph.splitlines()], 1))
+
+
+SUMMARY_COLUMNS = ("line", "text")

@@ -36,6 +36,7 @@ EVALUATION = Path("metrics/evaluation.json")
 CONFUSION = Path("metrics/confusion.csv")
 HISTORIES = Path("metrics/histories.csv")
 PIXELS = Path("metrics/pixels.csv")
+SUMMARY = Path("metrics/summary.csv")
 PLOTS = Path("metrics/plots")
 CLASSES = RAW / "classes.json"
 VEGA = Path("data/vega.js")

@@ -7,15 +7,16 @@ from dropout_study.errors import run_stage
 from dropout_study.progress import say
 from dropout_study.settings import load_settings
 
-VEGA_LITE = "5.21"  # the templates in .dvc/plots are of its major version, as are DVC's and those of VS Code
+VEGA_LITE = "6.4"  # goes with the Vega and Vega-Embed that vl_convert puts into the script; page.html names all three
 
 
 def main() -> None:
-    """Write the pictures in metrics/plots/, metrics/histories.csv, metrics/pixels.csv and data/vega.js."""
+    """Write the pictures in metrics/plots/, the tables of the page and data/vega.js."""
     dataset = load_settings().dataset
     files.write_bytes(files.VEGA, vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", VEGA_LITE).encode())
     transform = files.read_json(files.STATISTICS)
-    pixels = figures.pixel_rows(files.read_array(files.PIXEL_COUNTS), transform["scale"], transform["offset"])
+    counts = files.read_array(files.PIXEL_COUNTS)
+    pixels = figures.pixel_rows(counts, transform["scale"], transform["offset"], transform["method"])
     files.write_csv(files.PIXELS, figures.PIXEL_COLUMNS, pixels)
 
     classes = files.read_json(files.CLASSES)
@@ -28,6 +29,8 @@ def main() -> None:
         for result in results
     }
     files.write_csv(files.HISTORIES, figures.HISTORY_COLUMNS, figures.history_rows(results, histories))
+    summary = figures.summary_rows(dataset, results, verdict.paragraph(files.read_json(files.VERDICT)))
+    files.write_csv(files.SUMMARY, figures.SUMMARY_COLUMNS, summary)
 
     images, labels = (
         {part: files.read_array(of(files.RAW, part)) for part in ("train", "test")}

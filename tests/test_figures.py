@@ -319,9 +319,10 @@ def test_every_optimizer_has_the_articles_charts_and_its_histories() -> None:
 def test_pixels_are_shares_by_channel_before_and_after() -> None:
     counts = np.zeros((256, 3), np.int64)
     counts[0], counts[255] = [3, 0, 1], [1, 4, 3]
-    rows = figures.pixel_rows(counts, scale=[0.1, 0.2, 1], offset=[-1, 0, 0])
+    rows = figures.pixel_rows(counts, scale=[0.1, 0.2, 1], offset=[-1, 0, 0], method="standardize")
     assert len(rows) == 2 * 3 * 16
-    assert {row[:3]: row[3] for row in rows if row[3]} == {
+    assert {row[:2] for row in rows} == {("before", "0 to 255"), ("after", "standard deviations")}
+    assert {(row[0], *row[2:4]): row[4] for row in rows if row[4]} == {
         ("before", "red", 7.5): 0.75,
         ("before", "red", 247.5): 0.25,
         ("before", "green", 247.5): 1,
@@ -333,15 +334,24 @@ def test_pixels_are_shares_by_channel_before_and_after() -> None:
         ("after", "blue", 7.5): 0.25,
         ("after", "blue", 247.5): 0.75,
     }
-    grey = figures.pixel_rows(np.ones((256, 3), np.int64), scale=[1, 1, 1], offset=[0, 0, 0])
-    assert {row[1] for row in grey} == {"all channels"}
-    assert sum(float(str(row[3])) for row in grey if row[0] == "after") == pytest.approx(1)
+    grey = figures.pixel_rows(np.ones((256, 3), np.int64), scale=[1, 1, 1], offset=[0, 0, 0], method="minmax")
+    assert {row[2] for row in grey} == {"all channels"}
+    assert sum(float(str(row[4])) for row in grey if row[0] == "after") == pytest.approx(1)
 
 
-def test_the_table_of_histories_is_tidy_and_leaves_out_what_is_not_finite() -> None:
+def test_the_table_of_histories_is_tidy_and_has_no_figures_of_the_epoch_that_diverged() -> None:
     diverged = [*HISTORY, dict.fromkeys(HISTORY[0], float("nan")) | {"epoch": 4.0}]
     diverged[-1] = diverged[-1] | {"train_loss": 1.0}
-    rows = figures.history_rows([result("sgd-0.1-0")], {"sgd-0.1-0": diverged})
-    assert len(rows) == 6
+    rows = figures.history_rows([result("sgd-0.1-0")._replace(diverged=4)], {"sgd-0.1-0": diverged})
+    assert len(rows) == 8
     assert rows[0] == ("sgd-0.1-0", "sgd", 0.1, 0, 1, "train", 2.0, 0.1)
+    assert rows[7] == ("sgd-0.1-0", "sgd", 0.1, 0, 4, "validation", None, None)
     assert len(figures.HISTORY_COLUMNS) == len(rows[0])
+
+
+def test_the_summary_says_what_was_studied_and_then_the_verdict() -> None:
+    results = [result(f"sgd-{rate}-{seed}") for rate in (0.0, 0.5) for seed in (0, 1)]
+    (number, studied), *verdict = figures.summary_rows("digits", results, "sgd: 0.5 is best.\nIntervals cover seeds.")
+    assert (number, verdict) == (1, [(2, "sgd: 0.5 is best."), (3, "Intervals cover seeds.")])
+    for part in ("Data set: digits.", "Optimizers: sgd.", "Dropout rates: 0.0, 0.5.", "Seeds: 0, 1."):
+        assert part in studied

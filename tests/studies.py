@@ -1,0 +1,104 @@
+"""The tables of a study that nobody ran, for the page to show: any number of optimizers, rates, seeds and classes."""
+
+import math
+import random
+import shutil
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dropout_study import evaluation, figures, files, verdict
+from dropout_study.evaluation import Result
+from dropout_study.settings import Variant
+from tests.clones import PROJECT, Clone
+
+DIGITS = tuple("0123456789")
+
+
+def page_project(path: Path) -> Clone:
+    """Make a project that has plots, templates and a page, and no stages, in the directory `path`."""
+    shutil.copytree(PROJECT / ".dvc/plots", path / ".dvc/plots")
+    clone = Clone(path)
+    clone.run("git", "init", "--quiet", "--initial-branch=main")
+    shutil.copy(PROJECT / ".dvc/config", path / ".dvc/config")
+    plots = (PROJECT / "dvc.yaml").read_text().partition("\nplots:\n")[2]
+    (path / "dvc.yaml").write_text(f"plots:\n{plots}")
+    (path / "data").mkdir()
+    (path / ".gitignore").write_text("data/\n*_plots/\n")
+    return clone
+
+
+def make_up(
+    clone: Clone,
+    optimizers: Sequence[str] = ("adadelta",),
+    rates: Sequence[float] = (0.0, 0.5),
+    seeds: int = 3,
+    classes: Sequence[str] = DIGITS,
+    diverged: Collection[str] = (),
+    epochs: int = 4,
+) -> None:
+    """Write all that the page shows. The losses of the variants in `diverged` stop being finite in epoch 2."""
+    chance = random.Random(0)
+    results = []
+    histories = {}
+    for optimizer in optimizers:
+        for rate in rates:
+            for seed in range(seeds):
+                variant = Variant(f"{optimizer}-{rate}-{seed}", optimizer, rate, seed)
+                history = []
+                for epoch in range(1, 2 if variant.key in diverged else epochs + 1):
+                    loss = (2 + 30 * rate**8) / epoch + chance.uniform(0, 0.3)
+                    history.append(_epoch(epoch, loss))
+                if variant.key in diverged:
+                    history.append(_epoch(2, math.nan))
+                histories[variant.key] = [{name: float(value) for name, value in row.items()} for row in history]
+                last = histories[variant.key][-1]
+                accuracy = min(1.0, max(0.0, last["validation_accuracy"] + chance.uniform(-0.1, 0.02)))
+                results.append(evaluation.make_result(variant, history, max(0.0, 1.2 - accuracy), accuracy))
+    tables: dict[Path, tuple[Sequence[str], Sequence[Sequence[Any]]]] = {
+        files.STUDY: (Result._fields, results),
+        files.RATES: (verdict.RATE_COLUMNS, [list(row.values()) for row in verdict.rates(results, len(classes))]),
+        files.HISTORIES: (figures.HISTORY_COLUMNS, figures.history_rows(results, histories)),
+        files.PIXELS: (
+            figures.PIXEL_COLUMNS,
+            figures.pixel_rows(
+                np.ones((256, 3), np.int64) if classes is DIGITS else np.arange(1, 769).reshape(256, 3) % 77,
+                [1 / 64] * 3,
+                [-2.0, -1.9, -1.8],
+                "standardize",
+            ),
+        ),
+        files.CONFUSION: (
+            ("variant", "actual", "predicted", "images"),
+            [
+                (results[0].variant, actual, predicted, 40 if actual == predicted else chance.choice([0, 0, 2, 30]))
+                for actual in classes
+                for predicted in classes
+            ],
+        ),
+        files.SUMMARY: (
+            figures.SUMMARY_COLUMNS,
+            figures.summary_rows("digits", results, verdict.paragraph(verdict.verdict(results, 500))),
+        ),
+    }
+    for path, (columns, rows) in tables.items():
+        files.write_csv(clone.path / path, columns, rows)
+    pictures = {
+        "samples": figures.samples(np.zeros((4, 8, 8, 3), np.uint8), classes[:4], "digits"),
+        "mistakes": figures.mistakes(np.zeros((1, 8, 8, 3), np.uint8), ["0 taken for 1"], "mistakes"),
+    }
+    for name, figure in pictures.items():
+        figures.save(figure, clone.path / files.PLOTS / f"{name}.png")
+
+
+def _epoch(epoch: int, loss: float) -> dict[str, str]:
+    accuracy = math.exp(-loss)
+    return {
+        "epoch": str(epoch),
+        "train_loss": str(0.9 * loss),
+        "train_accuracy": str(accuracy),
+        "validation_loss": str(loss),
+        "validation_accuracy": str(0.95 * accuracy if math.isfinite(loss) else 0.1),
+    }

@@ -29,7 +29,7 @@ def main() -> None:
         for result in results
     }
     files.write_csv(files.HISTORIES, figures.HISTORY_COLUMNS, figures.history_rows(results, histories))
-    summary = figures.summary_rows(dataset, results, verdict.paragraph(files.read_json(files.VERDICT)))
+    summary = figures.summary_rows(dataset, results, files.read_json(files.VERDICT)["paragraph"])
     files.write_csv(files.SUMMARY, figures.SUMMARY_COLUMNS, summary)
 
     images, labels = (

@@ -80,7 +80,7 @@ def make_up(
         ),
         files.SUMMARY: (
             figures.SUMMARY_COLUMNS,
-            figures.summary_rows("digits", results, verdict.paragraph(verdict.verdict(results, 500))),
+            figures.summary_rows("digits", results, verdict.verdict(results, 500, 0.1)["paragraph"]),
         ),
     }
     for path, (columns, rows) in tables.items():

@@ -39,10 +39,11 @@ def check(path: Path) -> None:
     settings = load_settings(path)
     study = settings.study
     varied = ", ".join(f"{name} {' '.join(map(str, values))}" for name, values in study)
+    one_seed = "" if len(study.seeds) > 1 else "; one seed, of which no verdict can be given: study.seeds takes more"
     click.echo(
         f"{path}: valid. {settings.dataset}, {settings.images_to_train_on} images to train on; "
         f"{len(settings.variants)} variants ({varied}); "
-        f"{settings.train.epochs} epochs of batches of {settings.train.batch_size}"
+        f"{settings.train.epochs} epochs of batches of {settings.train.batch_size}{one_seed}"
     )
 
 
@@ -68,8 +69,8 @@ def results() -> None:
     best = evaluation.choose_best(rows)
     there = "is" if files.BEST_MODEL.exists() else "will be, after `dvc repro`,"
     click.echo(
-        f"\nBest single run by validation accuracy ({best.validation_accuracy:.1%}): {best.variant}, "
-        f"test accuracy {best.test_accuracy:.1%}, test loss {best.test_loss:.3f}; "
+        f"\nBest single run by validation accuracy ({100 * best.validation_accuracy:.1f} %): {best.variant}, "
+        f"test accuracy {100 * best.test_accuracy:.1f} %, test loss {best.test_loss:.3f}; "
         f"its model {there} {files.BEST_MODEL}\n\n"
         f"  dvc plots show --open         charts and pictures as a page (the pictures: {files.PLOTS}/)\n"
         "  dropout-study predict IMAGE   what that model takes an image for\n"
@@ -101,8 +102,9 @@ def _variants_of_the_settings() -> list[str]:
 def predict(images: tuple[Path, ...], model_file: Path, as_json: bool) -> None:
     """Classify images with the best model.
 
-    IMAGES are files, or directories of them. Prints the three most probable classes of each. Images may have any size
-    and mode: the middle is cut out in the model's shape and scaled; what is transparent is laid on white.
+    IMAGES are files, or directories of them. Prints the three most probable classes of each. Images may have any mode
+    and up to 51 million pixels: the middle is cut out in the model's shape and scaled; what is transparent is laid on
+    white.
 
     Exit status 1 if any could not be read. If it is the model that is missing or unfit, there is an error and
     nothing else, with --json, too.

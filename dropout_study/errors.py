@@ -56,7 +56,7 @@ def interrupts_held() -> Iterator[Callable[[], None]]:
         for one in usual:
             signal.signal(one, signal.SIG_DFL)
         with suppress(OSError):
-            os.write(2, b"stopping after this step; once more to stop at once\n")
+            os.write(1, b"stopping after this step; once more to stop at once\n")
 
     def stop_if_interrupted() -> None:
         if came:

@@ -156,7 +156,7 @@ def table(results: Sequence[Result], found: Mapping[str, Any]) -> str:
     """
     lines = [
         f"{'optimizer':<10}{'dropout':>8}{'runs':>6}  {'test accuracy':>15}  {'test loss':>15}  {'below the best':>14}"
-        f"  {'p':>6}"
+        f"  {'p (Holm)':>8}"
     ]
     for (optimizer, dropout), group in by_rate(results).items():
         runs = finished(group)
@@ -166,7 +166,7 @@ def table(results: Sequence[Result], found: Mapping[str, Any]) -> str:
         diverged = [f"{r.variant} in epoch {r.diverged}" for r in group if r.diverged is not None]
         note = f"  diverged: {', '.join(diverged)}" if diverged else ""
         lines.append(
-            f"{optimizer:<10}{dropout:>8}{len(runs):>6}  {accuracy:>15}  {loss:>15}  {below:>14}  {p:>6}{note}"
+            f"{optimizer:<10}{dropout:>8}{len(runs):>6}  {accuracy:>15}  {loss:>15}  {below:>14}  {p:>8}{note}"
         )
     return "\n".join(line.rstrip() for line in lines)
 
@@ -341,7 +341,8 @@ def conclude(best: float, seeds: int, pairs: Mapping[frozenset[float], Differenc
     half, needed = widest.half_width, None
     least, most = min(one.seeds for one in known), max(one.seeds for one in known)
     said += f" with {least if least == most else f'{least} to {most}'} seeds"
-    said += f"; the difference is known to ±{100 * half:.1f} points"
+    what = "the difference is" if len(known) == 1 else "their differences are"
+    said += f"; {what} known to ±{100 * half:.1f} points"
     if half > WANTED:
         needed = seeds_needed(half * math.sqrt(widest.seeds) / _quantile(widest.seeds), WANTED)
         said += f", ±{100 * WANTED:g} point would take about {needed} seeds"

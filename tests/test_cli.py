@@ -20,6 +20,9 @@ def test_check_says_what_the_settings_amount_to() -> None:
     status, out, _ = run("check", str(PROJECT / "presets/quick.yaml"))
     assert status == 0
     assert "valid. digits, 1167 images to train on; 15 variants (optimizers adadelta, dropouts 0.0 0.3" in out
+    assert "one seed" not in out
+    _, out, _ = run("check", str(PROJECT / "presets/article-sgd.yaml"))
+    assert "one seed, of which no verdict can be given" in out
 
 
 def test_check_refuses_bad_settings(write_settings: Callable[..., Path]) -> None:
@@ -49,7 +52,7 @@ def test_results_prints_table_best_and_where_to_look(tmp_path: Path, monkeypatch
     assert status == 0
     assert out.startswith(verdict.table(rows, files.read_json(files.VERDICT)))
     assert "sgd: one seed: no statement. Best in validation: 0.5, with a test accuracy of 80.0 %." in out
-    assert "Best single run by validation accuracy (90.0%): sgd-0.5-0, test accuracy 80.0%" in out
+    assert "Best single run by validation accuracy (90.0 %): sgd-0.5-0, test accuracy 80.0 %" in out
     assert "its model will be, after `dvc repro`, models/best.keras" in out
     assert "These are not the variants of params.yaml as it is now" in out
     assert "dvc plots show" in out

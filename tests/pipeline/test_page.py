@@ -563,6 +563,26 @@ def test_beside_a_commit_that_had_no_plots_charts_name_the_revision_that_has(bro
         assert page.locator("img").first.get_attribute("alt") == "metrics/plots/samples.png, HEAD"
 
 
+@pytest.mark.parametrize("template", ["linear", "simple", "scatter", "confusion"])
+def test_charts_of_dvcs_own_templates_are_drawn_too(browser: Browser, made_up: Clone, template: str) -> None:
+    """Older commits, and a user's own plots, name them."""
+    make_up(made_up)
+    x, y = ("actual", "predicted") if template == "confusion" else ("dropout", "test_accuracy")
+    table = "metrics/confusion.csv" if template == "confusion" else "metrics/study.csv"
+    made_up.dvc("plots", "show", table, "-x", x, "-y", y, "--template", template)
+    # Vega-Lite has a warning for some of them, so what the console says does not count.
+    with opened(browser, made_up.path / "dvc_plots/index.html") as (page, _):
+        page.wait_for_selector("body[data-drawn]")
+        assert (
+            page.locator("svg.marks .mark-symbol path, svg.marks .mark-line path, svg.marks .mark-rect path").count()
+            > 1
+        )
+        assert "cannot be drawn" not in page.locator("body").inner_text()
+        box = page.locator("svg.marks").bounding_box()
+        assert box
+        assert box["width"] > 300
+
+
 def test_a_picture_asked_for_by_name_is_there_once(browser: Browser, made_up: Clone) -> None:
     make_up(made_up)
     made_up.dvc("plots", "show", "metrics/plots/samples.png")
@@ -594,6 +614,8 @@ def test_in_print_nothing_is_cut_off(browser: Browser, either: Path, tmp_path: P
             assert box["x"] >= 0
             assert box["x"] + box["width"] <= 680
             assert box["height"] <= 1009
+            # Drawn for that width, not scaled down to it by more than a little.
+            assert float(page.locator(f"#{chart} svg.marks").get_attribute("width") or "inf") <= 700
             outside = page.locator(f"#{chart} svg.marks").evaluate(
                 """svg => {
                     const all = svg.getBoundingClientRect();

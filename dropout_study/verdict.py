@@ -341,11 +341,10 @@ def conclude(best: float, seeds: int, pairs: Mapping[frozenset[float], Differenc
     half, needed = widest.half_width, None
     least, most = min(one.seeds for one in known), max(one.seeds for one in known)
     said += f" with {least if least == most else f'{least} to {most}'} seeds"
-    what = "the difference is" if len(known) == 1 else "their differences are"
-    said += f"; {what} known to ±{100 * half:.1f} points"
+    said += f"; the difference is known to ±{100 * half:.1f} points"
     if half > WANTED:
         needed = seeds_needed(half * math.sqrt(widest.seeds) / _quantile(widest.seeds), WANTED)
-        said += f", ±{100 * WANTED:g} point would take about {needed} seeds"
+        said += f", ±{100 * WANTED:g} would take about {needed} seeds"
     return {
         "status": "tied",
         "sentence": said + but,
@@ -391,6 +390,8 @@ def paragraph(found: Mapping[str, Any]) -> str:
     if any(judged["best"] is not None and judged["comparisons"] for judged in every):
         by = "by the test images themselves" if found["validated_on"] == "test images" else "in the same runs"
         covers += f"The best was chosen {by}, which flatters its own figures. "
+    if any(len(judged["not_told_apart"]) > 2 for judged in every):
+        covers += "How well the difference is known is said of the two rates for which it is known least. "
     if any(judged["seeds_needed"] for judged in every):
         covers += "How many seeds it would take is a rough estimate, from the spread of those there are. "
     lines.append(f"{covers}All figures are those of the last epoch.")

@@ -149,8 +149,8 @@ def test_neighbours_that_cannot_be_told_apart_are_a_range_with_the_seeds_it_woul
     # Differences of 0.3 and 0.6: 3, -3, 2, -2 points; s = 2.944, t(0.975; 3) = 3.182, so ± 4.7. Those of 0.5, the best,
     # are -2, 1, -1, 3 and 1, -2, 1, 1, narrower. t(0.975; 35) = 2.030, and 2.030 × 2.944 / √36 < 1; with 35: 1.011.
     assert judged["sentence"] == (
-        "0.3 to 0.6 cannot be told apart with 4 seeds; their differences are known to ±4.7 points, "
-        "±1 point would take about 36 seeds"
+        "0.3 to 0.6 cannot be told apart with 4 seeds; the difference is known to ±4.7 points, "
+        "±1 would take about 36 seeds"
     )
     assert (judged["status"], judged["not_told_apart"]) == ("tied", [0.3, 0.5, 0.6])
     assert judged["half_width"] == pytest.approx(0.04684, abs=1e-5)
@@ -165,7 +165,7 @@ def test_only_rates_none_of_which_differ_are_called_a_group() -> None:
     judged = judge(study({**others, 0.5: middle}, validation={0.3: 0.7, 0.5: 0.9, 0.6: 0.7}))
     # Differences of 0.5 and 0.3: -2, 4, -3, -1 points, s = 3.109, so ± 4.9; of 0.5 and 0.6 the same but for the mean.
     assert judged["sentence"].startswith(
-        "0.5 cannot be told apart from 0.3 and 0.6 with 4 seeds; their differences are known to ±4.9 points"
+        "0.5 cannot be told apart from 0.3 and 0.6 with 4 seeds; the difference is known to ±4.9 points"
     )
     assert judged["not_told_apart"] == [0.3, 0.5, 0.6]
     assert not judged["one_group"]
@@ -193,8 +193,8 @@ def test_a_tie_names_how_many_seeds_it_has_and_what_is_not_compared() -> None:
     # Differences of 0.3 and 0.5: 1 and -1 points, s = 1.414, t(0.975; 1) = 12.706, so ± 12.7. t(0.975; 10) = 2.228 and
     # t(0.975; 9) = 2.262, and 2.228 × 1.414 / √11 < 1 < 2.262 × 1.414 / √10.
     assert judged["sentence"] == (
-        "0.0 to 0.5 cannot be told apart with 2 to 5 seeds; their differences are known to ±12.7 points, "
-        "±1 point would take about 11 seeds (not compared, because too many runs diverged: 0.8)"
+        "0.0 to 0.5 cannot be told apart with 2 to 5 seeds; the difference is known to ±12.7 points, "
+        "±1 would take about 11 seeds (not compared, because too many runs diverged: 0.8)"
     )
 
 
@@ -326,6 +326,9 @@ def test_the_paragraph_names_what_is_worse_and_what_is_rough() -> None:
     said = paragraph(study({0.0: WORSE, 0.5: CLEAR, 0.6: NEARER}), validation="test")
     assert "with a test accuracy of 81.5 ± 2.1 %; worse: 0.0.\n" in said
     assert "The best was chosen by the test images themselves, which flatters its own figures." in said
+    assert "for which it is known least" not in said  # of two
+    three = paragraph(study({0.3: NEAR, 0.5: CLEAR, 0.6: NEARER}))
+    assert "How well the difference is known is said of the two rates for which it is known least." in three
     assert "How many seeds it would take is a rough estimate, from the spread of those there are." in said
 
 

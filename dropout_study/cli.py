@@ -59,7 +59,7 @@ def results() -> None:
     rows = evaluation.read_results()
     found = files.read_json(files.VERDICT)
     try:
-        click.echo(f"{verdict.table(rows, found)}\n\n{found['paragraph']}")
+        click.echo(f"{verdict.table(found)}\n\n{found['paragraph']}")
     except KeyError as error:
         raise StudyError(
             f"{files.VERDICT}: has no {error}; another version of the project wrote it, `dvc repro` writes it anew"

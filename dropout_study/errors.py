@@ -62,8 +62,11 @@ def interrupts_held() -> Iterator[Callable[[], None]]:
         if came:
             raise KeyboardInterrupt(*came)
 
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    usual = {number: handler for number, handler in handlers.items() if handler != signal.SIG_IGN}
+    usual = {
+        number: handler
+        for number in (signal.SIGINT, signal.SIGTERM)
+        if (handler := signal.getsignal(number)) != signal.SIG_IGN
+    }
     try:
         for number in usual:
             signal.signal(number, hold)

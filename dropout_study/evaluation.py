@@ -7,7 +7,6 @@ import re
 import zipfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -96,8 +95,11 @@ def choose_best(results: Iterable[Result]) -> Result:
     return max(candidates, key=lambda result: (result.validation_accuracy, -result.validation_loss))
 
 
-def evaluation(results: Sequence[Result], best: Result) -> dict[str, object]:
-    """Return what `dvc metrics diff` compares: the best variant, test accuracy and loss of each, and means by rate."""
+def evaluation(results: Sequence[Result], best: Result, rates: Iterable[dict[str, Any]]) -> dict[str, object]:
+    """Return what `dvc metrics diff` compares: the best variant, test accuracy and loss of each, and means by rate.
+
+    `rates` are rows of `verdict.rates`.
+    """
     variants: dict[str, dict[str, float | None]] = {}
     for result in results:
         variants[result.variant] = {
@@ -107,12 +109,11 @@ def evaluation(results: Sequence[Result], best: Result) -> dict[str, object]:
         if result.diverged is not None:
             variants[result.variant]["diverged"] = result.diverged
     means = {
-        f"{optimizer}-{dropout}": {
-            "accuracy": _rounded(fmean(result.test_accuracy for result in runs)),
-            "loss": _rounded(fmean(result.test_loss for result in runs)),
+        f"{row['optimizer']}-{row['dropout']}": {
+            "accuracy": _rounded(row["test_accuracy"]),
+            "loss": _rounded(row["test_loss"]),
         }
-        for (optimizer, dropout), group in by_rate(results).items()
-        if (runs := finished(group))
+        for row in rates
     }
     return {
         "best": {
@@ -156,6 +157,18 @@ def by_rate(results: Iterable[Result]) -> dict[tuple[str, float], list[Result]]:
         groups.setdefault((result.optimizer, result.dropout), []).append(result)
     order = list(dict.fromkeys(optimizer for optimizer, _ in groups))
     return dict(sorted(groups.items(), key=lambda group: (order.index(group[0][0]), group[0][1])))
+
+
+def seeds(counts: Iterable[int]) -> str:
+    """Return over how many seeds means are, `counts` of runs by rate: "3 seeds", "2 to 3 seeds"; "" of at most one.
+
+    A rate without runs does not count.
+    """
+    some = [count for count in counts if count]
+    least, most = min(some, default=0), max(some, default=0)
+    if most < 2:
+        return ""
+    return f"{most} seeds" if least == most else f"{least} to {most} seeds"
 
 
 def remove_strangers(variants: Iterable[Variant]) -> list[Path]:

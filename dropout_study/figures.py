@@ -135,19 +135,11 @@ def bars(by_rate: Mapping[float, Sequence[float]], optimizer: str, quantity: str
             axes.annotate("diverged", (i, 0), **offset, ha="center", va="bottom", rotation=90, color=MUTED)
     axes.set_xticks(range(len(by_rate)), [str(rate) for rate in by_rate])
     axes.set_xlim(-0.6, len(by_rate) - 0.4)
-    over = _seeds([len(values) for values in by_rate.values()])
+    over = evaluation.seeds(len(values) for values in by_rate.values())
     axes.set_title(f"{optimizer}: {quantity} by dropout" + (f", mean of {over}" if over else ""))
     axes.set_xlabel("dropout rate")
     _label(axes, quantity)
     return figure
-
-
-def _seeds(counts: Sequence[int]) -> str:
-    """Return over how many seeds means are, `counts` of runs by rate: "3 seeds", "2 to 3 seeds"; "" of one."""
-    least, most = min(filter(None, counts), default=0), max(counts, default=0)
-    if most < 2:
-        return ""
-    return f"{most} seeds" if least == most else f"{least} to {most} seeds"
 
 
 def _label(axes: Any, quantity: str) -> None:
@@ -170,12 +162,12 @@ def by_dropout(rates: Sequence[Mapping[str, Any]], results: Sequence[Result], co
     optimizers = list(dict.fromkeys(result.optimizer for result in results))
     places = sorted({result.dropout for result in results})
     slot = 0.6 * min([*np.diff(places), 0.1]) / len(optimizers)
-    several = any(row["runs"] > 1 for row in rates)
+    over = evaluation.seeds(row["runs"] for row in rates)
     for i, optimizer in enumerate(optimizers):
         shift = slot * (i - (len(optimizers) - 1) / 2)
         look: dict[str, Any] = {"color": COLORS[optimizer], "marker": MARKERS[optimizer]}
         mine = [result for result in results if result.optimizer == optimizer]
-        runs = evaluation.finished(mine) if several else []
+        runs = evaluation.finished(mine) if over else []
         axes.plot(
             [result.dropout + shift - 0.25 * slot for result in runs],
             [getattr(result, column) for result in runs],
@@ -213,16 +205,12 @@ def by_dropout(rates: Sequence[Mapping[str, Any]], results: Sequence[Result], co
         low, high = axes.get_ylim()
         axes.set_ylim(max(low, -0.02 * high), min(high, 1.02) if "accuracy" in column else high)
     axes.set_title(f"{quantity.capitalize()} by dropout\n", fontsize=12)
-    axes.text(0, 1.03, _what_is_shown(rates), transform=axes.transAxes, color=MUTED)
+    shown = f"mean and 95 % interval (t) over {over}; pale: single runs" if over else "one run a rate"
+    axes.text(0, 1.03, shown, transform=axes.transAxes, color=MUTED)
     axes.set_xlabel("dropout rate")
     _label(axes, quantity)
     figure.legend(loc="outside lower center", ncols=4, frameon=False)
     return figure
-
-
-def _what_is_shown(rates: Sequence[Mapping[str, Any]]) -> str:
-    over = _seeds([row["runs"] for row in rates])
-    return f"mean and 95 % interval (t) over {over}; pale: single runs" if over else "one run a rate"
 
 
 @_styled

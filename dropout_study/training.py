@@ -79,6 +79,11 @@ def epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(count)
 
 
+def epoch_learning_rate(first: float, decay: float, epoch: int) -> float:
+    """Return the learning rate of `epoch`, counted from 1: `first`, multiplied by `decay` after each epoch."""
+    return first * decay ** (epoch - 1)
+
+
 def train(
     network: keras.Model,
     optimizer: keras.Optimizer,
@@ -117,7 +122,7 @@ def train(
         if training.diverged:
             break
         start = time.perf_counter()
-        optimizer.learning_rate.assign(first_rate * learning_rate_decay ** (epoch - 1))
+        optimizer.learning_rate.assign(epoch_learning_rate(first_rate, learning_rate_decay, epoch))
         order = epoch_order(len(train.labels), seed, epoch)
         loss, accuracy, failed_step = _train_epoch(step, train, order, batch_size, on_step)
         measured = measure(*validation) if failed_step is None else None

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
+from dropout_study import evaluation
 from dropout_study.evaluation import Result, by_rate, finished
 
 CONFIDENCE = 0.95
@@ -148,8 +149,8 @@ def rates(results: Iterable[Result], classes: int) -> list[dict[str, Any]]:
     return rows
 
 
-def table(results: Sequence[Result], found: Mapping[str, Any]) -> str:
-    """Return the results by optimizer and dropout as people read them, `found` being the verdict on them.
+def table(found: Mapping[str, Any]) -> str:
+    """Return the figures of a verdict by optimizer and dropout as people read them.
 
     Test accuracy and loss are means over the finished runs, ± half a 95 % interval; then by how many points of
     accuracy, in pairs, a rate is below the best one, and the corrected p of that.
@@ -158,37 +159,33 @@ def table(results: Sequence[Result], found: Mapping[str, Any]) -> str:
         f"{'optimizer':<10}{'dropout':>8}{'runs':>6}  {'test accuracy':>15}  {'test loss':>15}  {'below the best':>14}"
         f"  {'p (Holm)':>8}"
     ]
-    for (optimizer, dropout), group in by_rate(results).items():
-        runs = finished(group)
-        accuracy = _spread([100 * result.test_accuracy for result in runs], ".1f", " %")
-        loss = _spread([result.test_loss for result in runs], ".3f", "")
-        below, p = _below_the_best(found["optimizers"][optimizer], dropout)
-        diverged = [f"{r.variant} in epoch {r.diverged}" for r in group if r.diverged is not None]
-        note = f"  diverged: {', '.join(diverged)}" if diverged else ""
-        lines.append(
-            f"{optimizer:<10}{dropout:>8}{len(runs):>6}  {accuracy:>15}  {loss:>15}  {below:>14}  {p:>8}{note}"
-        )
+    for optimizer, judged in found["optimizers"].items():
+        comparisons = {one["dropout"]: one for one in judged["comparisons"]}
+        for fact in judged["rates"]:
+            dropout = fact["dropout"]
+            accuracy = _spread(fact["test_accuracy"], 100, ".1f", " %") if fact["runs"] else "–"
+            loss = _spread(fact["test_loss"], 1, ".3f", "") if fact["runs"] else "–"
+            below, p = ("best", "–") if dropout == judged["best"] else _below_the_best(comparisons.get(dropout))
+            diverged = [f"{variant} in epoch {found['diverged'][variant]}" for variant in fact["diverged"]]
+            note = f"  diverged: {', '.join(diverged)}" if diverged else ""
+            lines.append(
+                f"{optimizer:<10}{dropout:>8}{fact['runs']:>6}  {accuracy:>15}  {loss:>15}  {below:>14}  {p:>8}{note}"
+            )
     return "\n".join(line.rstrip() for line in lines)
 
 
-def _below_the_best(judged: Mapping[str, Any], dropout: float) -> tuple[str, str]:
-    """Return the difference to the best rate and its p as the table has them."""
-    one = next((one for one in judged["comparisons"] if one["dropout"] == dropout), None)
-    if one is None or one["mean"] is None:
-        return ("best" if dropout == judged["best"] else "–"), "–"
-    mean = f"{100 * one['mean']:.1f}"
-    if one["p_holm"] is None:
-        return mean, "–"
-    p = f"{one['p_holm']:.3f}" if one["p_holm"] >= 0.001 else "<0.001"
-    return f"{mean} ± {100 * (one['high'] - one['mean']):.1f}", p
+def _below_the_best(comparison: Mapping[str, Any] | None) -> tuple[str, str]:
+    """Return a difference to the best rate and its p as the table has them."""
+    if comparison is None or comparison["mean"] is None:
+        return "–", "–"
+    p = comparison["p_holm"]
+    return _spread(comparison, 100, ".1f", ""), "–" if p is None else f"{p:.3f}" if p >= 0.001 else "<0.001"
 
 
-def _spread(values: Sequence[float], form: str, unit: str) -> str:
-    if not values:
-        return "–"
-    found = interval(values)
-    half = f" ± {found.high - found.mean:{form}}" if found.high is not None else ""
-    return f"{found.mean:{form}}{half}{unit}"
+def _spread(found: Mapping[str, Any], factor: float, form: str, unit: str) -> str:
+    """Return the mean of an interval ± half its width, if it has one, times `factor`."""
+    half = f" ± {factor * (found['high'] - found['mean']):{form}}" if found["high"] is not None else ""
+    return f"{factor * found['mean']:{form}}{half}{unit}"
 
 
 def verdict(results: Sequence[Result], test_images: int, validation: float | str) -> dict[str, Any]:
@@ -247,7 +244,7 @@ def _judge(results: Sequence[Result], test_images: int) -> dict[str, Any]:
     # A rate at which a run diverged is not the best, however well the others went.
     candidates = [dropout for dropout in groups if len(runs_by_rate[dropout]) == len(groups[dropout])]
     if not candidates:
-        conclusion = _no_statement("no statement: at every rate a run diverged")
+        conclusion = _conclusion("none", "no statement: at every rate a run diverged")
         return {**conclusion, "best": None, "rates": facts, "comparisons": []}
     best = max(
         candidates,
@@ -289,14 +286,21 @@ def compare_all(
     return {pair: found._replace(p_holm=corrected.get(pair)) for pair, found in pairs.items()}
 
 
-def _no_statement(sentence: str) -> dict[str, Any]:
+def _conclusion(
+    status: str,
+    sentence: str,
+    not_told_apart: Sequence[float] = (),
+    one_group: bool = False,
+    half_width: float | None = None,
+    seeds_needed: int | None = None,
+) -> dict[str, Any]:
     return {
-        "status": "none",
+        "status": status,
         "sentence": sentence,
-        "not_told_apart": [],
-        "one_group": False,
-        "half_width": None,
-        "seeds_needed": None,
+        "not_told_apart": [*not_told_apart],
+        "one_group": one_group,
+        "half_width": half_width,
+        "seeds_needed": seeds_needed,
     }
 
 
@@ -311,22 +315,22 @@ def conclude(best: float, seeds: int, pairs: Mapping[frozenset[float], Differenc
     """
     comparisons = [found for pair, found in pairs.items() if best in pair]
     if not comparisons:
-        return _no_statement(f"no statement: {best} is the only rate")
+        return _conclusion("none", f"no statement: {best} is the only rate")
     if seeds < 2:
-        return _no_statement("one seed: no statement")
+        return _conclusion("none", "one seed: no statement")
     compared = [one for one in comparisons if one.seeds > 1]
     if not compared:
-        return _no_statement(f"no statement: {best} is the only rate with two runs that did not diverge")
+        return _conclusion("none", f"no statement: {best} is the only rate with two runs that did not diverge")
     others = [one.dropout for one in comparisons if one.seeds < 2]
     but = f" (not compared, because too many runs diverged: {_listed(others)})" if others else ""
     better = [one.dropout for one in compared if one.told_apart and (one.mean or 0) < 0]
     if better:
         said = f"no rate is best: {best} did best in validation{among}, "
         said += f"but {_listed(better)} did better on the test images{but}"
-        return _no_statement(said) | {"status": "contradicted"}
+        return _conclusion("contradicted", said)
     tied = [one for one in compared if not one.told_apart]
     if not tied:
-        return _no_statement(f"{best} is best{but}") | {"status": "best"}
+        return _conclusion("best", f"{best} is best{but}")
 
     same = sorted([best, *(one.dropout for one in tied)])
     within = [pairs[frozenset(pair)] for pair in combinations(same, 2)]
@@ -339,20 +343,11 @@ def conclude(best: float, seeds: int, pairs: Mapping[frozenset[float], Differenc
         known = tied
     widest = max(known, key=lambda one: one.half_width)
     half, needed = widest.half_width, None
-    least, most = min(one.seeds for one in known), max(one.seeds for one in known)
-    said += f" with {least if least == most else f'{least} to {most}'} seeds"
-    said += f"; the difference is known to ±{100 * half:.1f} points"
+    said += f" with {evaluation.seeds(one.seeds for one in known)}; the difference is known to ±{100 * half:.1f} points"
     if half > WANTED:
         needed = seeds_needed(half * math.sqrt(widest.seeds) / _quantile(widest.seeds), WANTED)
         said += f", ±{100 * WANTED:g} would take about {needed} seeds"
-    return {
-        "status": "tied",
-        "sentence": said + but,
-        "not_told_apart": same,
-        "one_group": one_group,
-        "half_width": half,
-        "seeds_needed": needed,
-    }
+    return _conclusion("tied", said + but, same, one_group, half, needed)
 
 
 def _listed(values: Sequence[float], every: Sequence[float] = ()) -> str:
@@ -403,9 +398,7 @@ def _about_best(judged: Mapping[str, Any]) -> str:
     if judged["best"] is None:
         return ""
     fact = next(fact for fact in judged["rates"] if fact["dropout"] == judged["best"])
-    mean, high = fact["test_accuracy"]["mean"], fact["test_accuracy"]["high"]
-    spread = f" ± {100 * (high - mean):.1f}" if high is not None else ""
-    said = f" Best in validation{_among(judged['rates'])}: {judged['best']}"
-    said += f", with a test accuracy of {100 * mean:.1f}{spread} %"
+    accuracy = _spread(fact["test_accuracy"], 100, ".1f", " %")
+    said = f" Best in validation{_among(judged['rates'])}: {judged['best']}, with a test accuracy of {accuracy}"
     worse = [one["dropout"] for one in judged["comparisons"] if one["told_apart"] and one["mean"] > 0]
     return f"{said}; worse: {_listed(worse)}." if 0 < len(worse) < len(judged["comparisons"]) else f"{said}."

@@ -38,9 +38,9 @@ def main() -> None:
     files.write_csv(files.RATES, verdict.RATE_COLUMNS, [list(row.values()) for row in rates])
     found = verdict.verdict(results, len(labels), settings.normalize.validation)
     files.write_json(files.VERDICT, found)
-    say(f"{verdict.table(results, found)}\n\n{found['paragraph']}\n")
+    say(f"{verdict.table(found)}\n\n{found['paragraph']}\n")
     best = evaluation.choose_best(results)
-    files.write_json(files.EVALUATION, evaluation.evaluation(results, best))
+    files.write_json(files.EVALUATION, evaluation.evaluation(results, best, rates))
     confusion = evaluation.confusion(labels, predicted[best.variant], classes)
     files.write_csv(
         files.CONFUSION, ("variant", "actual", "predicted", "images"), [(best.variant, *row) for row in confusion]

@@ -76,7 +76,8 @@ def main(key: str | None = None) -> None:
                 on_step=stop_if_interrupted,
             )
         if result.diverged:
-            rate = learning_rate * settings.train.learning_rate_decay ** (result.diverged.epoch - 1)
+            decay = settings.train.learning_rate_decay
+            rate = training.epoch_learning_rate(learning_rate, decay, result.diverged.epoch)
             report.diverged(*result.diverged, variant.optimizer, rate)
         with files.replacing(files.weights_file(variant.key)) as temporary:
             model.save_weights(temporary)

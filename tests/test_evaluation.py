@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dropout_study import evaluation, files
+from dropout_study import evaluation, files, verdict
 from dropout_study.errors import StudyError
 from dropout_study.evaluation import Result
 from dropout_study.settings import Variant
@@ -66,7 +66,7 @@ def test_results_survive_their_table(tmp_path: Path) -> None:
 def test_a_test_loss_that_is_not_finite_is_a_divergence_that_json_can_hold(tmp_path: Path) -> None:
     made = evaluation.make_result(Variant("sgd-0-7", "sgd", 0.0, 7), history((1, 2.0, 0.1, 2.1, 0.2)), math.inf, 0.1)
     assert made.diverged == 1
-    files.write_json(tmp_path / "evaluation.json", evaluation.evaluation([made], result("sgd-0-8")))
+    files.write_json(tmp_path / "evaluation.json", evaluation.evaluation([made], result("sgd-0-8"), []))
     assert files.read_json(tmp_path / "evaluation.json")["variants"]["sgd-0-7"]["loss"] is None
 
 
@@ -96,7 +96,8 @@ def test_a_diverged_variant_is_never_the_best() -> None:
 def test_the_evaluation_has_accuracy_and_loss_by_variant_and_means_by_rate() -> None:
     best = result("sgd-0.1-0", test_accuracy=0.81234567)
     other = result("sgd-0.1-1", test_accuracy=0.6, test_loss=0.7)
-    value = evaluation.evaluation([best, other, result("sgd-0.2-0", diverged=4)], best)
+    results = [best, other, result("sgd-0.2-0", diverged=4)]
+    value = evaluation.evaluation(results, best, verdict.rates(results, 10))
     assert json.loads(json.dumps(value)) == {
         "best": {
             "variant": "sgd-0.1-0",

@@ -204,9 +204,9 @@ def test_axes_end_where_accuracies_and_losses_do() -> None:
 
 
 def test_means_say_over_how_many_seeds_they_are() -> None:
-    assert figures._seeds([3, 3]) == "3 seeds"
-    assert figures._seeds([3, 0, 2]) == "2 to 3 seeds"
-    assert figures._seeds([1, 1]) == figures._seeds([]) == ""
+    assert evaluation.seeds([3, 3]) == "3 seeds"
+    assert evaluation.seeds([3, 0, 2]) == "2 to 3 seeds"
+    assert evaluation.seeds([1, 1]) == evaluation.seeds([]) == ""
     axes = figures.bars({0.0: [0.9, 0.8], 0.5: [0.7, 0.6, 0.5]}, "sgd", "test accuracy").axes[0]
     assert axes.get_title(loc="left") == "sgd: test accuracy by dropout, mean of 2 to 3 seeds"
 

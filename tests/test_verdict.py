@@ -364,7 +364,7 @@ def test_the_table_has_means_and_differences_by_rate_in_order() -> None:
         result("sgd-0.8-0", test_accuracy=0.1, validation_accuracy=0.1),
         result("sgd-0.8-1", test_accuracy=0.2, validation_accuracy=0.1),
     ]
-    lines = verdict.table(results, verdict.verdict(results, 500, 0.1)).splitlines()
+    lines = verdict.table(verdict.verdict(results, 500, 0.1)).splitlines()
     assert [line.split() for line in lines[1:]] == [
         ["sgd", "0.1", "1", "80.0", "%", "0.500", "best", "–"],
         ["sgd", "0.5", "2", "85.0", "±", "63.5", "%", "0.600", "±", "1.271", "0.0", "–"],
@@ -375,7 +375,7 @@ def test_the_table_has_means_and_differences_by_rate_in_order() -> None:
     # Equal differences in both seeds have the spread of an image: 12.706 × 0.2 / √2 points. t = 70.7, 424 and 495 for
     # 10, 60 (0.7 to 0.8) and 70 points, p = 1 - 2/π · arctan t; the largest as it is, the smallest, 0.00129, times 3.
     two = [one for one in results if one.dropout >= 0.5]
-    lines = verdict.table(two, verdict.verdict(two, 500, 0.1)).splitlines()
+    lines = verdict.table(verdict.verdict(two, 500, 0.1)).splitlines()
     assert [line.split()[-4:] for line in lines[2:]] == [
         ["10.0", "±", "1.8", "0.009"],
         ["70.0", "±", "1.8", "0.004"],

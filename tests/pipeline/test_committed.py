@@ -4,14 +4,13 @@ import hashlib
 import os
 import re
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 from ruamel.yaml import YAML
 
 from dropout_study import evaluation, files, verdict
-from tests.clones import PROJECT, Clone, environment
+from tests.clones import PROJECT, Clone
 
 pytestmark = pytest.mark.pipeline
 
@@ -51,7 +50,7 @@ def test_the_table_and_the_verdict_in_the_readme_are_those_of_the_results(commit
     readme = (committed.path / "README.md").read_text()
     shown = readme.partition("<!-- results -->")[2].partition("<!-- /results -->")[0]
     found = files.read_json(committed.path / files.VERDICT)
-    table = verdict.table(evaluation.read_results(committed.path / "metrics/study.csv"), found)
+    table = verdict.table(found)
     said = found["paragraph"]
     text, _, quoted = shown.strip().removeprefix("```text\n").partition("\n```\n")
     assert text == table
@@ -67,17 +66,13 @@ def test_the_prediction_in_the_readme_is_that_of_the_committed_model(committed: 
         pytest.skip(reason)
     readme = (committed.path / "README.md").read_text()
     ((command, shown),) = re.findall(r"^\$ (dropout-study predict .*)\n((?:(?!\$|```).*\n)+)", readme, re.MULTILINE)
-    done = subprocess.run(
-        ["sh", "-c", command], cwd=PROJECT, env=environment(), capture_output=True, text=True, timeout=300, check=True
-    )
+    printed = Clone(PROJECT).run("sh", "-c", command).stdout
     lock = YAML(typ="safe").load(committed.path / "dvc.lock")["stages"]["evaluate"]["outs"]
     (committed_md5,) = [out["md5"] for out in lock if out["path"] == str(files.BEST_MODEL)]
     if hashlib.md5(model.read_bytes()).hexdigest() == committed_md5:
-        assert done.stdout == shown
+        assert printed == shown
     else:  # trained on a machine of another kind: a little different
-        assert [line.split()[:2] for line in done.stdout.splitlines()] == [
-            line.split()[:2] for line in shown.splitlines()
-        ]
+        assert [line.split()[:2] for line in printed.splitlines()] == [line.split()[:2] for line in shown.splitlines()]
 
 
 def test_the_verdict_is_that_of_the_results(committed: Clone) -> None:

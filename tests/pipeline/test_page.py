@@ -264,10 +264,7 @@ def test_charts_have_titles_and_axes_with_units(browser: Browser, shown: Path) -
 def test_the_page_says_what_was_studied_and_the_verdict_of_each_revision(
     browser: Browser, shown: Path, compared: Path, study: Clone
 ) -> None:
-    first, second = (
-        [row["text"] for row in csv.DictReader(io.StringIO(study.run("git", "show", f"{rev}:{files.SUMMARY}").stdout))]
-        for rev in ("HEAD", "HEAD~1")
-    )
+    first, second = ([row["text"] for row in table(study, files.SUMMARY, rev)] for rev in ("HEAD", "HEAD~1"))
     assert first != second
     with drawn(browser, compared) as page:
         assert page.locator("#Summary > *").all_inner_texts() == ["HEAD", *first, "HEAD~1", *second]

@@ -54,19 +54,20 @@ def results() -> None:
     Accuracy and loss by dropout rate, how far each rate is below the best, what can be said of that, which single run
     is the best, and where to look further.
     """
-    from dropout_study import evaluation, verdict
+    from dropout_study import report
+    from dropout_study.results import choose_best, read_results
 
-    rows = evaluation.read_results()
+    rows = read_results()
     found = files.read_json(files.VERDICT)
     try:
-        click.echo(f"{verdict.table(found)}\n\n{found['paragraph']}")
+        click.echo(f"{report.table(found)}\n\n{found['paragraph']}")
     except KeyError as error:
         raise StudyError(
             f"{files.VERDICT}: has no {error}; another version of the project wrote it, `dvc repro` writes it anew"
         ) from None
     if [row.variant for row in rows] != _variants_of_the_settings():
         click.echo(f"\nThese are not the variants of {files.SETTINGS} as it is now; `dvc repro` will do those.")
-    best = evaluation.choose_best(rows)
+    best = choose_best(rows)
     there = "is" if files.BEST_MODEL.exists() else "will be, after `dvc repro`,"
     click.echo(
         f"\nBest single run by validation accuracy ({100 * best.validation_accuracy:.1f} %): {best.variant}, "

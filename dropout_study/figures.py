@@ -5,7 +5,7 @@ Every function returns a figure of a fixed size; `save` writes the same bytes fo
 
 import io
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -15,8 +15,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, PercentFormatter
 
-from dropout_study import evaluation, files
-from dropout_study.evaluation import Result
+from dropout_study import files, report
+from dropout_study.results import History, Result, by_rate, finished, most_confident_mistakes
 
 STYLE: Any = {
     "axes.axisbelow": True,
@@ -38,8 +38,6 @@ MUTED = "#666666"
 SAMPLES = (0, 4, 8, 12)  # the training images that the article shows
 MISTAKES = 12
 LOSS_LIMIT = 5.0  # where loss axes end, at the latest
-
-History = Sequence[Mapping[str, float]]
 
 # Nothing of a user's own matplotlibrc: the same figure is the same bytes everywhere.
 _styled = matplotlib.style.context(STYLE, after_reset=True)
@@ -92,7 +90,7 @@ def mistakes_of(
     variant: str, classes: Sequence[str], images: np.ndarray, labels: np.ndarray, probabilities: np.ndarray
 ) -> Figure:
     """Return the mistakes of `variant`, which gave the test images these `probabilities`, float32 [N, classes]."""
-    worst = evaluation.mistakes(labels, probabilities, MISTAKES)
+    worst = most_confident_mistakes(labels, probabilities, MISTAKES)
     taken = probabilities[worst]
     titles = [
         f"{classes[label]}\ntaken for {classes[one.argmax()]}\n({one.max():.1%})"
@@ -105,12 +103,12 @@ def mistakes_of(
 def of_optimizers(results: Sequence[Result], histories: Mapping[str, History]) -> dict[str, Figure]:
     """Return the article's two bar charts, and the histories by variant as small multiples, for each optimizer."""
     pictures = {}
-    groups = evaluation.by_rate(results)
+    groups = by_rate(results)
     for optimizer in dict.fromkeys(result.optimizer for result in results):
         rates = {rate: group for (name, rate), group in groups.items() if name == optimizer}
         for quantity in ("accuracy", "loss"):
             values = {
-                rate: [getattr(result, f"test_{quantity}") for result in evaluation.finished(group)]
+                rate: [getattr(result, f"test_{quantity}") for result in finished(group)]
                 for rate, group in rates.items()
             }
             pictures[f"{quantity}-{optimizer}"] = bars(values, optimizer, f"test {quantity}")
@@ -135,7 +133,7 @@ def bars(by_rate: Mapping[float, Sequence[float]], optimizer: str, quantity: str
             axes.annotate("diverged", (i, 0), **offset, ha="center", va="bottom", rotation=90, color=MUTED)
     axes.set_xticks(range(len(by_rate)), [str(rate) for rate in by_rate])
     axes.set_xlim(-0.6, len(by_rate) - 0.4)
-    over = evaluation.seeds(len(values) for values in by_rate.values())
+    over = report.seeds(len(values) for values in by_rate.values())
     axes.set_title(f"{optimizer}: {quantity} by dropout" + (f", mean of {over}" if over else ""))
     axes.set_xlabel("dropout rate")
     _label(axes, quantity)
@@ -153,7 +151,7 @@ def _label(axes: Any, quantity: str) -> None:
 def by_dropout(rates: Sequence[Mapping[str, Any]], results: Sequence[Result], column: str) -> Figure:
     """Return `column` of the study by dropout: a point a run, mean and 95 % interval over seeds, and guessing.
 
-    `rates` are rows of `verdict.rates`. Optimizers differ in colour and marker, and stand side by side at each rate.
+    `rates` are rows of `statistics.rates`. Optimizers differ in colour and marker, and stand side by side at each rate.
     Runs that diverged are a cross at the bottom, with their number if there are several.
     """
     quantity = column.replace("_", " ")
@@ -162,12 +160,12 @@ def by_dropout(rates: Sequence[Mapping[str, Any]], results: Sequence[Result], co
     optimizers = list(dict.fromkeys(result.optimizer for result in results))
     places = sorted({result.dropout for result in results})
     slot = 0.6 * min([*np.diff(places), 0.1]) / len(optimizers)
-    over = evaluation.seeds(row["runs"] for row in rates)
+    over = report.seeds(row["runs"] for row in rates)
     for i, optimizer in enumerate(optimizers):
         shift = slot * (i - (len(optimizers) - 1) / 2)
         look: dict[str, Any] = {"color": COLORS[optimizer], "marker": MARKERS[optimizer]}
         mine = [result for result in results if result.optimizer == optimizer]
-        runs = evaluation.finished(mine) if over else []
+        runs = finished(mine) if over else []
         axes.plot(
             [result.dropout + shift - 0.25 * slot for result in runs],
             [getattr(result, column) for result in runs],
@@ -293,73 +291,3 @@ def _loss_limit(by_rate: Mapping[float, Sequence[History]]) -> float:
     )
     losses = losses[np.isfinite(losses)]
     return 1.05 * min(losses.max(), LOSS_LIMIT) if len(losses) else 1.0
-
-
-def history_rows(results: Iterable[Result], histories: Mapping[str, History]) -> list[tuple[object, ...]]:
-    """Return the histories as one tidy table, a row for each variant, epoch and part.
-
-    The epoch in which a variant diverged has neither loss nor accuracy.
-    """
-    return [
-        (
-            r.variant,
-            r.optimizer,
-            r.dropout,
-            r.seed,
-            int(row["epoch"]),
-            part,
-            *((row[f"{part}_loss"], row[f"{part}_accuracy"]) if row["epoch"] != r.diverged else (None, None)),
-        )
-        for r in results
-        for row in histories[r.variant]
-        for part in ("train", "validation")
-    ]
-
-
-HISTORY_COLUMNS = ("variant", "optimizer", "dropout", "seed", "epoch", "part", "loss", "accuracy")
-
-
-def pixel_rows(
-    counts: np.ndarray, scale: Sequence[float], offset: Sequence[float], method: str
-) -> list[tuple[object, ...]]:
-    """Return the distribution of pixel values before and after `value * scale + offset`, as one tidy table.
-
-    `counts`, int64 [256, C], is how often each value occurs in a channel; they are put together by 16. `method` is that
-    of the normalization. A row is: before or after, the unit, the channel, the middle of the bin, its share. Channels
-    that are all the same are one row.
-    """
-    channels = counts.shape[1]
-    alike = bool((counts == counts[:, :1]).all())
-    names = ["all channels"] if alike else ["red", "green", "blue"][:channels]
-    binned = counts.reshape(-1, PIXEL_BIN, channels).sum(axis=1)
-    shares = binned / binned.sum(axis=0)
-    middles = np.arange(len(binned)) * PIXEL_BIN + (PIXEL_BIN - 1) / 2
-    return [
-        (when, PIXEL_UNITS[method if when == "after" else when], name, float(value), float(share))
-        for when in ("before", "after")
-        for channel, name in enumerate(names)
-        for value, share in zip(
-            middles if when == "before" else middles * scale[channel] + offset[channel], shares[:, channel], strict=True
-        )
-    ]
-
-
-PIXEL_BIN = 16
-PIXEL_UNITS = {"before": "0 to 255", "standardize": "standard deviations", "minmax": "0 to 1"}
-PIXEL_COLUMNS = ("normalization", "unit", "channel", "value", "share")
-
-
-def summary_rows(dataset: str, results: Sequence[Result], paragraph: str) -> list[tuple[int, str]]:
-    """Return what was studied, and the verdict's `paragraph`, as numbered lines."""
-    studied: dict[str, Iterable[object]] = {
-        "Data set": [dataset],
-        "Epochs": [max(result.epochs for result in results)],
-        "Optimizers": dict.fromkeys(result.optimizer for result in results),
-        "Dropout rates": dict.fromkeys(result.dropout for result in results),
-        "Seeds": dict.fromkeys(result.seed for result in results),
-    }
-    first = " ".join(f"{name}: {', '.join(map(str, values))}." for name, values in studied.items())
-    return list(enumerate([first, *paragraph.splitlines()], 1))
-
-
-SUMMARY_COLUMNS = ("line", "text")

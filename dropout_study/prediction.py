@@ -81,7 +81,7 @@ def printable(text: object) -> str:
 def load_model(path: Path) -> Model:
     """Load a `.keras` file in Keras's safe mode, which runs no code that the file may hold.
 
-    The class names are those that the file carries (`evaluation.save_model`: a list of a string for each output, as
+    The class names are those that the file carries (`model_file.save_model`: a list of a string for each output, as
     `classes` in its metadata.json); without such a list they are numbers from 0. Raises `StudyError` if there is no
     such file, it is of another kind (for which the safe mode may be no guard) or too large, it cannot be loaded, or it
     does not classify coloured images of at most 1024 × 1024 pixels.

@@ -2,9 +2,10 @@
 
 import vl_convert
 
-from dropout_study import evaluation, figures, files, verdict
+from dropout_study import figures, files, page_tables, statistics
 from dropout_study.errors import run_stage
 from dropout_study.progress import say
+from dropout_study.results import read_results
 from dropout_study.settings import load_settings
 
 VEGA_LITE = "6.4"  # goes with the Vega and Vega-Embed that vl_convert puts into the script; page.html names all three
@@ -16,11 +17,11 @@ def main() -> None:
     files.write_bytes(files.VEGA, vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", VEGA_LITE).encode())
     transform = files.read_json(files.STATISTICS)
     counts = files.read_array(files.PIXEL_COUNTS)
-    pixels = figures.pixel_rows(counts, transform["scale"], transform["offset"], transform["method"])
-    files.write_csv(files.PIXELS, figures.PIXEL_COLUMNS, pixels)
+    pixels = page_tables.pixel_rows(counts, transform["scale"], transform["offset"], transform["method"])
+    files.write_csv(files.PIXELS, page_tables.PIXEL_COLUMNS, pixels)
 
     classes = files.read_json(files.CLASSES)
-    results = evaluation.read_results()
+    results = read_results()
     histories = {
         result.variant: [
             {column: float(value) for column, value in row.items()}
@@ -28,9 +29,9 @@ def main() -> None:
         ]
         for result in results
     }
-    files.write_csv(files.HISTORIES, figures.HISTORY_COLUMNS, figures.history_rows(results, histories))
-    summary = figures.summary_rows(dataset, results, files.read_json(files.VERDICT)["paragraph"])
-    files.write_csv(files.SUMMARY, figures.SUMMARY_COLUMNS, summary)
+    files.write_csv(files.HISTORIES, page_tables.HISTORY_COLUMNS, page_tables.history_rows(results, histories))
+    summary = page_tables.summary_rows(dataset, results, files.read_json(files.VERDICT)["paragraph"])
+    files.write_csv(files.SUMMARY, page_tables.SUMMARY_COLUMNS, summary)
 
     images, labels = (
         {part: files.read_array(of(files.RAW, part)) for part in ("train", "test")}
@@ -41,7 +42,7 @@ def main() -> None:
     confusion = [(cell["actual"], cell["predicted"], int(cell["images"])) for cell in cells]
     best = cells[0]["variant"]
     probabilities = files.read_array(files.predictions_file(best))
-    rates = verdict.rates(results, len(classes))
+    rates = statistics.rates(results, len(classes))
     pictures = {
         "samples": figures.samples(images["train"][shown], [classes[i] for i in labels["train"][shown]], dataset),
         "accuracy": figures.by_dropout(rates, results, "test_accuracy"),

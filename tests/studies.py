@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from dropout_study import evaluation, figures, files, verdict
-from dropout_study.evaluation import Result
+from dropout_study import figures, files, page_tables, statistics
+from dropout_study.results import Result, make_result
 from dropout_study.settings import Variant
 from tests.clones import PROJECT, Clone
 
@@ -56,14 +56,14 @@ def make_up(
                 histories[variant.key] = [{name: float(value) for name, value in row.items()} for row in history]
                 last = histories[variant.key][-1]
                 accuracy = min(1.0, max(0.0, last["validation_accuracy"] + chance.uniform(-0.1, 0.02)))
-                results.append(evaluation.make_result(variant, history, max(0.0, 1.2 - accuracy), accuracy))
+                results.append(make_result(variant, history, max(0.0, 1.2 - accuracy), accuracy))
     tables: dict[Path, tuple[Sequence[str], Sequence[Sequence[Any]]]] = {
         files.STUDY: (Result._fields, results),
-        files.RATES: (verdict.RATE_COLUMNS, [list(row.values()) for row in verdict.rates(results, len(classes))]),
-        files.HISTORIES: (figures.HISTORY_COLUMNS, figures.history_rows(results, histories)),
+        files.RATES: (statistics.RATE_COLUMNS, [list(row.values()) for row in statistics.rates(results, len(classes))]),
+        files.HISTORIES: (page_tables.HISTORY_COLUMNS, page_tables.history_rows(results, histories)),
         files.PIXELS: (
-            figures.PIXEL_COLUMNS,
-            figures.pixel_rows(
+            page_tables.PIXEL_COLUMNS,
+            page_tables.pixel_rows(
                 np.ones((256, 3), np.int64) if classes is DIGITS else np.arange(1, 769).reshape(256, 3) % 77,
                 [1 / 64] * 3,
                 [-2.0, -1.9, -1.8],
@@ -79,8 +79,8 @@ def make_up(
             ],
         ),
         files.SUMMARY: (
-            figures.SUMMARY_COLUMNS,
-            figures.summary_rows("digits", results, verdict.verdict(results, 500, 0.1)["paragraph"]),
+            page_tables.SUMMARY_COLUMNS,
+            page_tables.summary_rows("digits", results, statistics.verdict(results, 500, 0.1)["paragraph"]),
         ),
     }
     for path, (columns, rows) in tables.items():

@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from dropout_study import evaluation, files, verdict
+from dropout_study import files, report, statistics
 from dropout_study.cli import main
+from dropout_study.results import Result
 from tests.clones import PROJECT, change_settings
-from tests.test_evaluation import result
+from tests.test_results import result
 
 
 def run(*arguments: str) -> tuple[int, str, str]:
@@ -39,9 +40,9 @@ def test_check_reads_params_yaml_by_default(tmp_path: Path, monkeypatch: pytest.
     assert "params.yaml: there is no such file" in err
 
 
-def write_results(rows: list[evaluation.Result]) -> None:
-    files.write_csv(files.STUDY, evaluation.Result._fields, rows)
-    files.write_json(files.VERDICT, verdict.verdict(rows, test_images=500, validation=0.1))
+def write_results(rows: list[Result]) -> None:
+    files.write_csv(files.STUDY, Result._fields, rows)
+    files.write_json(files.VERDICT, statistics.verdict(rows, test_images=500, validation=0.1))
 
 
 def test_results_prints_table_best_and_where_to_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,7 +51,7 @@ def test_results_prints_table_best_and_where_to_look(tmp_path: Path, monkeypatch
     write_results(rows)
     status, out, _ = run("results")
     assert status == 0
-    assert out.startswith(verdict.table(files.read_json(files.VERDICT)))
+    assert out.startswith(report.table(files.read_json(files.VERDICT)))
     assert "sgd: one seed: no statement. Best in validation: 0.5, with a test accuracy of 80.0 %." in out
     assert "Best single run by validation accuracy (90.0 %): sgd-0.5-0, test accuracy 80.0 %" in out
     assert "its model will be, after `dvc repro`, models/best.keras" in out

@@ -13,9 +13,10 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from PIL import Image
 
-from dropout_study import evaluation, figures, verdict
+from dropout_study import figures, page_tables, report, statistics
+from dropout_study.results import confusion
 from tests.clones import PROJECT
-from tests.test_evaluation import result
+from tests.test_results import result
 
 RATES = {0.0: [0.9, 0.8], 0.5: [0.7, 0.6]}
 HISTORY = [
@@ -47,11 +48,9 @@ def all_figures() -> dict[str, Figure]:
     return {
         "samples": figures.samples(IMAGES, CLASSES, "cifar10"),
         "bars": figures.bars(RATES, "sgd", "test accuracy"),
-        "by_dropout": figures.by_dropout(verdict.rates(RESULTS, 10), RESULTS, "test_accuracy"),
+        "by_dropout": figures.by_dropout(statistics.rates(RESULTS, 10), RESULTS, "test_accuracy"),
         "small_multiples": figures.small_multiples({0.0: [HISTORY], 0.5: [HISTORY, HISTORY]}, "sgd"),
-        "confusion": figures.confusion(
-            evaluation.confusion(LABELS, PROBABILITIES.argmax(axis=1), CLASSES), "sgd-0.0-0"
-        ),
+        "confusion": figures.confusion(confusion(LABELS, PROBABILITIES.argmax(axis=1), CLASSES), "sgd-0.0-0"),
         "mistakes": figures.mistakes_of("sgd-0.0-0", CLASSES, IMAGES, LABELS, PROBABILITIES),
     }
 
@@ -143,7 +142,7 @@ def test_optimizers_stand_side_by_side_and_diverged_runs_are_counted() -> None:
         for rate in (0.2, 0.25, 0.95)
         for seed in (0, 1, 2)
     ]
-    axes = figures.by_dropout(verdict.rates(study, 10), study, "test_accuracy").axes[0]
+    axes = figures.by_dropout(statistics.rates(study, 10), study, "test_accuracy").axes[0]
     places: dict[str, set[float]] = {}
     for line in axes.lines:
         if line.get_color() in figures.COLORS.values():
@@ -162,7 +161,7 @@ def test_means_and_intervals_are_those_of_their_rates() -> None:
     study = [
         result(f"sgd-{rate}-{seed}", test_accuracy=rate + seed / 100) for rate in (0.0, 0.5, 0.9) for seed in (0, 2)
     ]
-    rates = verdict.rates(study, 10)
+    rates = statistics.rates(study, 10)
     axes = figures.by_dropout(rates, study, "test_accuracy").axes[0]
     (means,) = (line for line in axes.lines if line.get_label() == "sgd")
     assert means.get_xdata() == pytest.approx([0, 0.5, 0.9])
@@ -177,7 +176,7 @@ def test_means_and_intervals_are_those_of_their_rates() -> None:
 
 def test_one_seed_is_drawn_once_and_one_rate_in_the_middle() -> None:
     study = [result("sgd-0.5-0", test_accuracy=0.7)]
-    axes = figures.by_dropout(verdict.rates(study, 10), study, "test_accuracy").axes[0]
+    axes = figures.by_dropout(statistics.rates(study, 10), study, "test_accuracy").axes[0]
     drawn = [(list(line.get_xdata()), list(line.get_ydata())) for line in axes.lines]  # type: ignore[arg-type]
     assert [one for one in drawn if one[0]] == [([0.5], [0.7]), ([0, 1], [0.1, 0.1])]  # the run, and guessing
     assert axes.get_xlim() == pytest.approx((0.45, 0.55))
@@ -186,14 +185,14 @@ def test_one_seed_is_drawn_once_and_one_rate_in_the_middle() -> None:
 
 def test_runs_stay_near_their_rate_however_far_the_next_one_is() -> None:
     study = [result(f"sgd-{rate}-{seed}") for rate in (0.0, 0.9) for seed in (0, 1)]
-    axes = figures.by_dropout(verdict.rates(study, 10), study, "test_accuracy").axes[0]
+    axes = figures.by_dropout(statistics.rates(study, 10), study, "test_accuracy").axes[0]
     (runs,) = (line for line in axes.lines if line.get_alpha())
     assert list(runs.get_xdata()) == pytest.approx([0, 0, 0.9, 0.9], abs=0.02)  # type: ignore[arg-type]
 
 
 def test_axes_end_where_accuracies_and_losses_do() -> None:
     study = [result(f"sgd-0.5-{seed}", test_accuracy=one, test_loss=one) for seed, one in enumerate((0.1, 1.0))]
-    rates = verdict.rates(study, 10)
+    rates = statistics.rates(study, 10)
     assert rates[0]["test_accuracy_high"] > 5
     low, high = figures.by_dropout(rates, study, "test_accuracy").axes[0].get_ylim()
     assert -0.2 < low < 0
@@ -204,9 +203,9 @@ def test_axes_end_where_accuracies_and_losses_do() -> None:
 
 
 def test_means_say_over_how_many_seeds_they_are() -> None:
-    assert evaluation.seeds([3, 3]) == "3 seeds"
-    assert evaluation.seeds([3, 0, 2]) == "2 to 3 seeds"
-    assert evaluation.seeds([1, 1]) == evaluation.seeds([]) == ""
+    assert report.seeds([3, 3]) == "3 seeds"
+    assert report.seeds([3, 0, 2]) == "2 to 3 seeds"
+    assert report.seeds([1, 1]) == report.seeds([]) == ""
     axes = figures.bars({0.0: [0.9, 0.8], 0.5: [0.7, 0.6, 0.5]}, "sgd", "test accuracy").axes[0]
     assert axes.get_title(loc="left") == "sgd: test accuracy by dropout, mean of 2 to 3 seeds"
 
@@ -319,7 +318,7 @@ def test_every_optimizer_has_the_articles_charts_and_its_histories() -> None:
 def test_pixels_are_shares_by_channel_before_and_after() -> None:
     counts = np.zeros((256, 3), np.int64)
     counts[0], counts[255] = [3, 0, 1], [1, 4, 3]
-    rows = figures.pixel_rows(counts, scale=[0.1, 0.2, 1], offset=[-1, 0, 0], method="standardize")
+    rows = page_tables.pixel_rows(counts, scale=[0.1, 0.2, 1], offset=[-1, 0, 0], method="standardize")
     assert len(rows) == 2 * 3 * 16
     assert {row[:2] for row in rows} == {("before", "0 to 255"), ("after", "standard deviations")}
     assert {(row[0], *row[2:4]): row[4] for row in rows if row[4]} == {
@@ -334,7 +333,7 @@ def test_pixels_are_shares_by_channel_before_and_after() -> None:
         ("after", "blue", 7.5): 0.25,
         ("after", "blue", 247.5): 0.75,
     }
-    grey = figures.pixel_rows(np.ones((256, 3), np.int64), scale=[1, 1, 1], offset=[0, 0, 0], method="minmax")
+    grey = page_tables.pixel_rows(np.ones((256, 3), np.int64), scale=[1, 1, 1], offset=[0, 0, 0], method="minmax")
     assert {row[2] for row in grey} == {"all channels"}
     assert sum(float(str(row[4])) for row in grey if row[0] == "after") == pytest.approx(1)
 
@@ -342,16 +341,18 @@ def test_pixels_are_shares_by_channel_before_and_after() -> None:
 def test_the_table_of_histories_is_tidy_and_has_no_figures_of_the_epoch_that_diverged() -> None:
     diverged = [*HISTORY, dict.fromkeys(HISTORY[0], float("nan")) | {"epoch": 4.0}]
     diverged[-1] = diverged[-1] | {"train_loss": 1.0}
-    rows = figures.history_rows([result("sgd-0.1-0")._replace(diverged=4)], {"sgd-0.1-0": diverged})
+    rows = page_tables.history_rows([result("sgd-0.1-0")._replace(diverged=4)], {"sgd-0.1-0": diverged})
     assert len(rows) == 8
     assert rows[0] == ("sgd-0.1-0", "sgd", 0.1, 0, 1, "train", 2.0, 0.1)
     assert rows[7] == ("sgd-0.1-0", "sgd", 0.1, 0, 4, "validation", None, None)
-    assert len(figures.HISTORY_COLUMNS) == len(rows[0])
+    assert len(page_tables.HISTORY_COLUMNS) == len(rows[0])
 
 
 def test_the_summary_says_what_was_studied_and_then_the_verdict() -> None:
     results = [result(f"sgd-{rate}-{seed}") for rate in (0.0, 0.5) for seed in (0, 1)]
-    (number, studied), *verdict = figures.summary_rows("digits", results, "sgd: 0.5 is best.\nIntervals cover seeds.")
+    (number, studied), *verdict = page_tables.summary_rows(
+        "digits", results, "sgd: 0.5 is best.\nIntervals cover seeds."
+    )
     assert (number, verdict) == (1, [(2, "sgd: 0.5 is best."), (3, "Intervals cover seeds.")])
     for part in ("Data set: digits.", "Optimizers: sgd.", "Dropout rates: 0.0, 0.5.", "Seeds: 0, 1."):
         assert part in studied

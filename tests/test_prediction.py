@@ -21,9 +21,10 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image, ImageOps
 
-from dropout_study import evaluation, prediction
+from dropout_study import prediction
 from dropout_study.cli import main
 from dropout_study.errors import StudyError
+from dropout_study.model_file import save_model
 
 CLASSES = ["frog", "truck", "deer", "bird"]
 SIZE = 16
@@ -45,7 +46,7 @@ def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
         offset=[-1] * 3,
     )
     path = tmp_path_factory.mktemp("model") / "model.keras"
-    evaluation.save_model(network, CLASSES, path)
+    save_model(network, CLASSES, path)
     return path
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from dropout_study import evaluation, files, verdict
+from dropout_study import files, report, statistics
+from dropout_study.results import read_results
 from tests.clones import PROJECT, Clone
 
 pytestmark = pytest.mark.pipeline
@@ -39,7 +40,7 @@ def test_the_settings_are_the_quick_preset(committed: Clone) -> None:
 
 
 def test_the_results_are_those_of_the_settings(committed: Clone) -> None:
-    results = evaluation.read_results(committed.path / "metrics/study.csv")
+    results = read_results(committed.path / "metrics/study.csv")
     assert len(results) == 15
     assert {result.variant for result in results} == {
         f"adadelta-{rate}-{seed}" for rate in (0.0, 0.3, 0.5, 0.7, 0.9) for seed in (0, 1, 2)
@@ -50,7 +51,7 @@ def test_the_table_and_the_verdict_in_the_readme_are_those_of_the_results(commit
     readme = (committed.path / "README.md").read_text()
     shown = readme.partition("<!-- results -->")[2].partition("<!-- /results -->")[0]
     found = files.read_json(committed.path / files.VERDICT)
-    table = verdict.table(found)
+    table = report.table(found)
     said = found["paragraph"]
     text, _, quoted = shown.strip().removeprefix("```text\n").partition("\n```\n")
     assert text == table
@@ -76,10 +77,10 @@ def test_the_prediction_in_the_readme_is_that_of_the_committed_model(committed: 
 
 
 def test_the_verdict_is_that_of_the_results(committed: Clone) -> None:
-    results = evaluation.read_results(committed.path / "metrics/study.csv")
+    results = read_results(committed.path / "metrics/study.csv")
     found = files.read_json(committed.path / files.VERDICT)
     validation = YAML(typ="safe").load(committed.path / "params.yaml")["normalize"]["validation"]
-    again = verdict.verdict(results, found["test_images"], validation)
+    again = statistics.verdict(results, found["test_images"], validation)
     assert again["paragraph"] == found["paragraph"]
     for one, other in zip(
         again["optimizers"]["adadelta"]["comparisons"], found["optimizers"]["adadelta"]["comparisons"], strict=True

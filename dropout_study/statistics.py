@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
-from dropout_study import evaluation
-from dropout_study.evaluation import Result, by_rate, finished
+from dropout_study import report
+from dropout_study.results import Result, by_rate, finished
 
 CONFIDENCE = 0.95
 QUANTITIES = ("test_accuracy", "test_loss", "accuracy_gap")
@@ -149,45 +149,6 @@ def rates(results: Iterable[Result], classes: int) -> list[dict[str, Any]]:
     return rows
 
 
-def table(found: Mapping[str, Any]) -> str:
-    """Return the figures of a verdict by optimizer and dropout as people read them.
-
-    Test accuracy and loss are means over the finished runs, ± half a 95 % interval; then by how many points of
-    accuracy, in pairs, a rate is below the best one, and the corrected p of that.
-    """
-    lines = [
-        f"{'optimizer':<10}{'dropout':>8}{'runs':>6}  {'test accuracy':>15}  {'test loss':>15}  {'below the best':>14}"
-        f"  {'p (Holm)':>8}"
-    ]
-    for optimizer, judged in found["optimizers"].items():
-        comparisons = {one["dropout"]: one for one in judged["comparisons"]}
-        for fact in judged["rates"]:
-            dropout = fact["dropout"]
-            accuracy = _spread(fact["test_accuracy"], 100, ".1f", " %") if fact["runs"] else "–"
-            loss = _spread(fact["test_loss"], 1, ".3f", "") if fact["runs"] else "–"
-            below, p = ("best", "–") if dropout == judged["best"] else _below_the_best(comparisons.get(dropout))
-            diverged = [f"{variant} in epoch {found['diverged'][variant]}" for variant in fact["diverged"]]
-            note = f"  diverged: {', '.join(diverged)}" if diverged else ""
-            lines.append(
-                f"{optimizer:<10}{dropout:>8}{fact['runs']:>6}  {accuracy:>15}  {loss:>15}  {below:>14}  {p:>8}{note}"
-            )
-    return "\n".join(line.rstrip() for line in lines)
-
-
-def _below_the_best(comparison: Mapping[str, Any] | None) -> tuple[str, str]:
-    """Return a difference to the best rate and its p as the table has them."""
-    if comparison is None or comparison["mean"] is None:
-        return "–", "–"
-    p = comparison["p_holm"]
-    return _spread(comparison, 100, ".1f", ""), "–" if p is None else f"{p:.3f}" if p >= 0.001 else "<0.001"
-
-
-def _spread(found: Mapping[str, Any], factor: float, form: str, unit: str) -> str:
-    """Return the mean of an interval ± half its width, if it has one, times `factor`."""
-    half = f" ± {factor * (found['high'] - found['mean']):{form}}" if found["high"] is not None else ""
-    return f"{factor * found['mean']:{form}}{half}{unit}"
-
-
 def verdict(results: Sequence[Result], test_images: int, validation: float | str) -> dict[str, Any]:
     """Return what `metrics/verdict.json` holds: for each optimizer its rates, comparisons and what follows.
 
@@ -207,7 +168,7 @@ def verdict(results: Sequence[Result], test_images: int, validation: float | str
         },
     }
     found = _rounded(found)
-    return found | {"paragraph": paragraph(found)}
+    return found | {"paragraph": report.paragraph(found)}
 
 
 def _rounded(value: Any) -> Any:
@@ -257,16 +218,11 @@ def _judge(results: Sequence[Result], test_images: int) -> dict[str, Any]:
     pairs = compare_all(accuracies, best, 1 / test_images)
     comparisons = [pairs[frozenset({best, dropout})] for dropout in groups if dropout != best]
     return {
-        **conclude(best, len(runs_by_rate[best]), pairs, _among(facts)),
+        **conclude(best, len(runs_by_rate[best]), pairs, report.among(facts)),
         "best": best,
         "rates": facts,
         "comparisons": [one._asdict() | {"told_apart": one.told_apart} for one in comparisons],
     }
-
-
-def _among(facts: Sequence[Mapping[str, Any]]) -> str:
-    """Return of which rates the best is the best, if not of all."""
-    return " among the rates at which no run diverged" if any(fact["diverged"] for fact in facts) else ""
 
 
 def compare_all(
@@ -322,11 +278,11 @@ def conclude(best: float, seeds: int, pairs: Mapping[frozenset[float], Differenc
     if not compared:
         return _conclusion("none", f"no statement: {best} is the only rate with two runs that did not diverge")
     others = [one.dropout for one in comparisons if one.seeds < 2]
-    but = f" (not compared, because too many runs diverged: {_listed(others)})" if others else ""
+    but = f" (not compared, because too many runs diverged: {report.listed(others)})" if others else ""
     better = [one.dropout for one in compared if one.told_apart and (one.mean or 0) < 0]
     if better:
         said = f"no rate is best: {best} did best in validation{among}, "
-        said += f"but {_listed(better)} did better on the test images{but}"
+        said += f"but {report.listed(better)} did better on the test images{but}"
         return _conclusion("contradicted", said)
     tied = [one for one in compared if not one.told_apart]
     if not tied:
@@ -336,69 +292,15 @@ def conclude(best: float, seeds: int, pairs: Mapping[frozenset[float], Differenc
     within = [pairs[frozenset(pair)] for pair in combinations(same, 2)]
     one_group = not any(one.told_apart for one in within)
     if one_group:
-        said = f"{_listed(same, sorted({*chain(*pairs)}))} cannot be told apart"
+        said = f"{report.listed(same, sorted({*chain(*pairs)}))} cannot be told apart"
         known = [one for one in within if one.seeds > 1]
     else:
-        said = f"{best} cannot be told apart from {_listed([one.dropout for one in tied])}"
+        said = f"{best} cannot be told apart from {report.listed([one.dropout for one in tied])}"
         known = tied
     widest = max(known, key=lambda one: one.half_width)
     half, needed = widest.half_width, None
-    said += f" with {evaluation.seeds(one.seeds for one in known)}; the difference is known to ±{100 * half:.1f} points"
+    said += f" with {report.seeds(one.seeds for one in known)}; the difference is known to ±{100 * half:.1f} points"
     if half > WANTED:
         needed = seeds_needed(half * math.sqrt(widest.seeds) / _quantile(widest.seeds), WANTED)
         said += f", ±{100 * WANTED:g} would take about {needed} seeds"
     return _conclusion("tied", said + but, same, one_group, half, needed)
-
-
-def _listed(values: Sequence[float], every: Sequence[float] = ()) -> str:
-    """Return `0.3 to 0.6` for three or more values that are neighbours among `every`, else a list of all."""
-    if len(values) > 2:
-        first = every.index(values[0]) if values[0] in every else 0
-        if list(every[first : first + len(values)]) == list(values):
-            return f"{values[0]} to {values[-1]}"
-    *most, last = map(str, values)
-    return f"{', '.join(most)} and {last}" if most else last
-
-
-def paragraph(found: Mapping[str, Any]) -> str:
-    """Return a verdict as people read it: a sentence an optimizer, and what the figures do and do not cover."""
-    lines = [
-        f"{optimizer}: {judged['sentence']}.{_about_best(judged)}" for optimizer, judged in found["optimizers"].items()
-    ]
-    if found["diverged"]:
-        named = ", ".join(f"{variant} in epoch {epoch}" for variant, epoch in found["diverged"].items())
-        lines.append(f"Diverged, and left out: {len(found['diverged'])} of {found['runs']} runs ({named}).")
-    every = list(found["optimizers"].values())
-    facts = [fact for judged in every for fact in judged["rates"] if fact["runs"]]
-    tests = " and tests (paired t, at 5 %, corrected by Holm for all pairs of rates)"
-    tests = tests if any(one["p"] is not None for judged in every for one in judged["comparisons"]) else ""
-    covers = ""
-    if any(fact["runs"] > 1 for fact in facts):
-        covers = f"Intervals (95 %, t, each for itself){tests} cover seeds, not the finite test set: its"
-    elif facts:
-        covers = "One run a rate allows neither intervals nor tests. The finite test set's"
-    if covers:
-        error = 100 * max(fact["test_accuracy_standard_error_of_test_set"] for fact in facts)
-        covers += (
-            f" {found['test_images']:,} images leave a standard error of up to {error:.1f} points in an accuracy. "
-        )
-    if any(judged["best"] is not None and judged["comparisons"] for judged in every):
-        by = "by the test images themselves" if found["validated_on"] == "test images" else "in the same runs"
-        covers += f"The best was chosen {by}, which flatters its own figures. "
-    if any(len(judged["not_told_apart"]) > 2 for judged in every):
-        covers += "How well the difference is known is said of the two rates for which it is known least. "
-    if any(judged["seeds_needed"] for judged in every):
-        covers += "How many seeds it would take is a rough estimate, from the spread of those there are. "
-    lines.append(f"{covers}All figures are those of the last epoch.")
-    return "\n".join(lines)
-
-
-def _about_best(judged: Mapping[str, Any]) -> str:
-    """Return the sentence on the best rate of an optimizer, its accuracy, and which rates are worse."""
-    if judged["best"] is None:
-        return ""
-    fact = next(fact for fact in judged["rates"] if fact["dropout"] == judged["best"])
-    accuracy = _spread(fact["test_accuracy"], 100, ".1f", " %")
-    said = f" Best in validation{_among(judged['rates'])}: {judged['best']}, with a test accuracy of {accuracy}"
-    worse = [one["dropout"] for one in judged["comparisons"] if one["told_apart"] and one["mean"] > 0]
-    return f"{said}; worse: {_listed(worse)}." if 0 < len(worse) < len(judged["comparisons"]) else f"{said}."

@@ -1,13 +1,9 @@
-"""What the study found: a row a variant, the best one, what it confuses, and the model itself."""
+"""What the study found: a row a variant, the best one, and what it confuses."""
 
-import io
-import json
 import math
-import re
-import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,8 +11,7 @@ from dropout_study import files
 from dropout_study.errors import StudyError
 from dropout_study.settings import Variant
 
-if TYPE_CHECKING:
-    import keras
+History = Sequence[Mapping[str, float]]  # a row an epoch
 
 
 class Result(NamedTuple):
@@ -95,10 +90,10 @@ def choose_best(results: Iterable[Result]) -> Result:
     return max(candidates, key=lambda result: (result.validation_accuracy, -result.validation_loss))
 
 
-def evaluation(results: Sequence[Result], best: Result, rates: Iterable[dict[str, Any]]) -> dict[str, object]:
+def summary(results: Sequence[Result], best: Result, rates: Iterable[dict[str, Any]]) -> dict[str, object]:
     """Return what `dvc metrics diff` compares: the best variant, test accuracy and loss of each, and means by rate.
 
-    `rates` are rows of `verdict.rates`.
+    `rates` are rows of `statistics.rates`.
     """
     variants: dict[str, dict[str, float | None]] = {}
     for result in results:
@@ -141,7 +136,7 @@ def confusion(labels: np.ndarray, predicted: np.ndarray, classes: Sequence[str])
     ]
 
 
-def mistakes(labels: np.ndarray, probabilities: np.ndarray, count: int) -> np.ndarray:
+def most_confident_mistakes(labels: np.ndarray, probabilities: np.ndarray, count: int) -> np.ndarray:
     """Return the indices of the `count` images that are most confidently taken for a wrong class, worst first.
 
     `labels` [N] are the classes, `probabilities` [N, classes] what a network gives them; there may be fewer mistakes.
@@ -157,18 +152,6 @@ def by_rate(results: Iterable[Result]) -> dict[tuple[str, float], list[Result]]:
         groups.setdefault((result.optimizer, result.dropout), []).append(result)
     order = list(dict.fromkeys(optimizer for optimizer, _ in groups))
     return dict(sorted(groups.items(), key=lambda group: (order.index(group[0][0]), group[0][1])))
-
-
-def seeds(counts: Iterable[int]) -> str:
-    """Return over how many seeds means are, `counts` of runs by rate: "3 seeds", "2 to 3 seeds"; "" of at most one.
-
-    A rate without runs does not count.
-    """
-    some = [count for count in counts if count]
-    least, most = min(some, default=0), max(some, default=0)
-    if most < 2:
-        return ""
-    return f"{most} seeds" if least == most else f"{least} to {most} seeds"
 
 
 def remove_strangers(variants: Iterable[Variant]) -> list[Path]:
@@ -187,31 +170,3 @@ def remove_strangers(variants: Iterable[Variant]) -> list[Path]:
     for path in strangers:
         path.unlink()
     return strangers
-
-
-def save_model(model: "keras.Model", classes: Sequence[str], path: Path) -> None:
-    """Save `model` as a `.keras` file that is a function of the model and of its class names, which it carries.
-
-    Keras puts the time of saving into the archive, as a date in its metadata and as the time of its members, and
-    the memory addresses of shared objects into the configuration, where any distinct numbers will do. The names of
-    the classes, in the order of the outputs, are in the metadata, which Keras does not read.
-    """
-    with files.replacing(path) as temporary:
-        model.save(temporary)
-        original = zipfile.ZipFile(io.BytesIO(temporary.read_bytes()))
-        with zipfile.ZipFile(temporary, "w") as archive:
-            for name in original.namelist():
-                content = original.read(name)
-                if name == "metadata.json":
-                    metadata = json.loads(content) | {"date_saved": "1980-01-01@00:00:00", "classes": list(classes)}
-                    content = json.dumps(metadata).encode()
-                elif name == "config.json":
-                    content = _number_in_turn(content)
-                archive.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), content)
-
-
-def _number_in_turn(config: bytes) -> bytes:
-    """Return a model's configuration with its shared objects numbered 0, 1, … as they appear."""
-    shared = rb'(?<="shared_object_id": )\d+'
-    numbers = {address: b"%d" % i for i, address in enumerate(dict.fromkeys(re.findall(shared, config)))}
-    return re.sub(shared, lambda match: numbers[match[0]], config)

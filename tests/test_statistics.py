@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dropout_study import verdict
-from dropout_study.evaluation import Result
-from tests.test_evaluation import result
+from dropout_study import report, statistics
+from dropout_study.results import Result
+from tests.test_results import result
 
 # Hours of sleep that ten patients gained by two drugs: Student, "The probable error of a mean", Biometrika 6 (1908).
 # R has them as the data set `sleep`; its t.test gives the figures below.
@@ -21,53 +21,53 @@ DRUG_2 = [1.9, 0.8, 1.1, 0.1, -0.1, 4.4, 5.5, 1.6, 4.6, 3.4]
 
 
 def test_the_interval_of_the_sleep_data() -> None:
-    assert verdict.interval(DRUG_1) == pytest.approx((0.75, -0.5297804, 2.0297804), abs=1e-7)
+    assert statistics.interval(DRUG_1) == pytest.approx((0.75, -0.5297804, 2.0297804), abs=1e-7)
 
 
 def test_the_paired_difference_of_the_sleep_data() -> None:
-    found = verdict.difference(0.5, dict(enumerate(DRUG_1)), dict(enumerate(DRUG_2)), step=0)
+    found = statistics.difference(0.5, dict(enumerate(DRUG_1)), dict(enumerate(DRUG_2)), step=0)
     assert (found.dropout, found.seeds) == (0.5, 10)
     assert (found.mean, found.low, found.high) == pytest.approx((-1.58, -2.4598858, -0.7001142), abs=1e-7)
     assert found.p == pytest.approx(0.002833, abs=1e-6)
 
 
 def test_only_seeds_that_both_have_are_paired() -> None:
-    found = verdict.difference(0.5, {0: 0.5, 1: 0.6, 2: 0.9}, {2: 0.6, 1: 0.5, 7: 0.0}, step=0.01)
+    found = statistics.difference(0.5, {0: 0.5, 1: 0.6, 2: 0.9}, {2: 0.6, 1: 0.5, 7: 0.0}, step=0.01)
     assert found.seeds == 2
     assert found.mean == pytest.approx(0.2)
-    assert verdict.difference(0.5, {0: 0.5}, {1: 0.5}, 0.01) == (0.5, 0, None, None, None, None, None)
-    assert verdict.difference(0.5, {0: 0.5}, {0: 0.25}, 0.01) == (0.5, 1, 0.25, None, None, None, None)
+    assert statistics.difference(0.5, {0: 0.5}, {1: 0.5}, 0.01) == (0.5, 0, None, None, None, None, None)
+    assert statistics.difference(0.5, {0: 0.5}, {0: 0.25}, 0.01) == (0.5, 1, 0.25, None, None, None, None)
 
 
 def test_one_value_has_no_interval() -> None:
-    assert verdict.interval([0.5]) == (0.5, None, None)
+    assert statistics.interval([0.5]) == (0.5, None, None)
     with pytest.raises(ValueError, match="no values"):
-        verdict.interval([])
+        statistics.interval([])
 
 
 def test_equal_differences_have_the_spread_of_a_test_image() -> None:
     """t = 0.1 / (0.002 / √3) = 86.6 with 2 degrees of freedom, for which p = 1 - t / √(t² + 2)."""
     best = {0: 0.75, 1: 0.5, 2: 1.0}
-    same = verdict.difference(0.5, best, best, step=0.002)
+    same = statistics.difference(0.5, best, best, step=0.002)
     assert (same.mean, same.p) == (0, 1)
     # t(0.975; 2) = 4.3027
     assert same.high == pytest.approx(4.3027 * 0.002 / math.sqrt(3), rel=1e-4)
-    far = verdict.difference(0.5, best, {seed: one - 0.1 for seed, one in best.items()}, step=0.002)
+    far = statistics.difference(0.5, best, {seed: one - 0.1 for seed, one in best.items()}, step=0.002)
     assert far.p == pytest.approx(1 - 86.6025 / math.sqrt(86.6025**2 + 2), rel=1e-3)
 
 
 def test_the_correction_of_holms_procedure() -> None:
     """The example of four hypotheses with which the procedure is usually explained; R's p.adjust agrees."""
-    assert verdict.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert verdict.holm([0.4, 0.9]) == pytest.approx([0.8, 0.9])
-    assert verdict.holm([0.7, 0.6]) == [1, 1]
-    assert verdict.holm([0.01]) == [0.01]
-    assert verdict.holm([]) == []
+    assert statistics.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert statistics.holm([0.4, 0.9]) == pytest.approx([0.8, 0.9])
+    assert statistics.holm([0.7, 0.6]) == [1, 1]
+    assert statistics.holm([0.01]) == [0.01]
+    assert statistics.holm([]) == []
 
 
 @given(st.lists(st.floats(0, 1), max_size=12))
 def test_corrected_p_values_keep_their_order_and_are_at_least_as_large(p_values: list[float]) -> None:
-    found = verdict.holm(p_values)
+    found = statistics.holm(p_values)
     assert all(p <= corrected <= 1 for p, corrected in zip(p_values, found, strict=True))
     by_size = [found[i] for i in np.argsort(p_values, kind="stable")]
     assert by_size == sorted(by_size)
@@ -76,11 +76,11 @@ def test_corrected_p_values_keep_their_order_and_are_at_least_as_large(p_values:
 def test_seeds_needed_are_those_of_the_table_of_t() -> None:
     """t(0.975; 6) = 2.447 and t(0.975; 5) = 2.571; t(0.975; 17) = 2.110 and t(0.975; 16) = 2.120."""
     assert 2.447 / math.sqrt(7) < 1 < 2.571 / math.sqrt(6)
-    assert verdict.seeds_needed(1.0, 1.0) == 7
+    assert statistics.seeds_needed(1.0, 1.0) == 7
     assert 2.110 / math.sqrt(18) < 0.5 < 2.120 / math.sqrt(17)
-    assert verdict.seeds_needed(1.0, 0.5) == 18
-    assert verdict.seeds_needed(0.0, 1.0) == 2
-    assert verdict.seeds_needed(1.0, 0.01) == 38_418  # the normal distribution's: (1.959964 / 0.01)²
+    assert statistics.seeds_needed(1.0, 0.5) == 18
+    assert statistics.seeds_needed(0.0, 1.0) == 2
+    assert statistics.seeds_needed(1.0, 0.01) == 38_418  # the normal distribution's: (1.959964 / 0.01)²
 
 
 def study(
@@ -101,12 +101,12 @@ def study(
 
 
 def judge(results: Sequence[Result], test_images: int = 500, validation: float | str = 0.1) -> dict[str, Any]:
-    judged: dict[str, Any] = verdict.verdict(results, test_images, validation)["optimizers"]["sgd"]
+    judged: dict[str, Any] = statistics.verdict(results, test_images, validation)["optimizers"]["sgd"]
     return judged
 
 
 def paragraph(results: Sequence[Result], validation: float | str = 0.1) -> str:
-    return verdict.paragraph(verdict.verdict(results, 500, validation))
+    return report.paragraph(statistics.verdict(results, 500, validation))
 
 
 def sentence(results: list[Result]) -> str:
@@ -176,7 +176,7 @@ def test_rates_that_are_no_neighbours_are_listed_and_a_narrow_interval_asks_for_
     # The spread is that of one of 500 images: 3.182 × 0.2 / √4.
     assert judged["sentence"] == "0.0 and 0.5 cannot be told apart with 4 seeds; the difference is known to ±0.3 points"
     assert judged["seeds_needed"] is None
-    assert verdict._listed([0.0, 0.2, 0.5], [0.0, 0.1, 0.2, 0.5]) == "0.0, 0.2 and 0.5"
+    assert report.listed([0.0, 0.2, 0.5], [0.0, 0.1, 0.2, 0.5]) == "0.0, 0.2 and 0.5"
 
 
 def test_a_tie_names_how_many_seeds_it_has_and_what_is_not_compared() -> None:
@@ -222,26 +222,26 @@ def test_one_rate_allows_no_statement() -> None:
 
 def test_a_rate_with_a_diverged_run_is_not_best_but_is_compared() -> None:
     results = study({0.0: CLEAR, 0.5: [0.99, 0.98, None, 0.99]}, validation={0.0: 0.8, 0.5: 0.99})
-    judged = verdict.verdict(results, 500, 0.1)
+    judged = statistics.verdict(results, 500, 0.1)
     assert judged["diverged"] == {"sgd-0.5-2": 3}
     assert judged["optimizers"]["sgd"]["best"] == 0.0
     assert judged["optimizers"]["sgd"]["comparisons"][0]["seeds"] == 3
-    said = verdict.paragraph(judged)
+    said = report.paragraph(judged)
     assert "Best in validation among the rates at which no run diverged: 0.0," in said
     assert "Diverged, and left out: 1 of 8 runs (sgd-0.5-2 in epoch 3)." in said
 
 
 def test_a_rate_that_always_diverged_is_named_and_spoils_no_other_comparison() -> None:
     results = study({0.0: CLEAR, 0.5: WORSE, 0.9: [None] * 4})
-    judged = verdict.verdict(results, 500, 0.1)
+    judged = statistics.verdict(results, 500, 0.1)
     assert judged["optimizers"]["sgd"]["sentence"] == (
         "0.0 is best (not compared, because too many runs diverged: 0.9)"
     )
     first, second = judged["optimizers"]["sgd"]["comparisons"]
     assert first["p_holm"] == first["p"] < 0.05
     assert (second["seeds"], second["p"], second["p_holm"], second["told_apart"]) == (0, None, None, False)
-    assert [row["dropout"] for row in verdict.rates(results, 10)] == [0.0, 0.5]
-    assert "4 of 12 runs" in verdict.paragraph(judged)
+    assert [row["dropout"] for row in statistics.rates(results, 10)] == [0.0, 0.5]
+    assert "4 of 12 runs" in report.paragraph(judged)
     json.dumps(judged, allow_nan=False)
 
 
@@ -291,10 +291,10 @@ def test_the_best_has_the_best_mean_validation_accuracy_and_of_equals_the_lower_
 
 
 def test_the_file_has_figures_by_rate_and_the_error_of_the_test_set() -> None:
-    judged = verdict.verdict(study({0.0: CLEAR, 0.5: [0.1, 0.9]}), 400, "test")
+    judged = statistics.verdict(study({0.0: CLEAR, 0.5: [0.1, 0.9]}), 400, "test")
     assert (judged["test_images"], judged["validated_on"]) == (400, "test images")
-    assert verdict.verdict(study({0.0: CLEAR}), 400, 0.1)["validated_on"] == "held-out images"
-    assert judged["paragraph"] == verdict.paragraph(judged)
+    assert statistics.verdict(study({0.0: CLEAR}), 400, 0.1)["validated_on"] == "held-out images"
+    assert judged["paragraph"] == report.paragraph(judged)
     first, second = judged["optimizers"]["sgd"]["rates"]
     assert (first["dropout"], first["runs"], first["diverged"]) == (0.0, 4, [])
     # s = 1.291 points, t(0.975; 3) = 3.182
@@ -335,21 +335,21 @@ def test_the_paragraph_names_what_is_worse_and_what_is_rough() -> None:
 def test_each_optimizer_is_judged_alone() -> None:
     results = study({0.0: CLEAR, 0.5: WORSE})
     others = [one._replace(optimizer="adam", test_accuracy=0.9 - one.test_accuracy / 2) for one in results]
-    judged = verdict.verdict([*results, *others], 500, 0.1)["optimizers"]
+    judged = statistics.verdict([*results, *others], 500, 0.1)["optimizers"]
     assert list(judged) == ["sgd", "adam"]
     assert judged["sgd"]["sentence"] == "0.0 is best"
     assert "but 0.5 did better on the test images" in judged["adam"]["sentence"]
 
 
 def test_rates_have_mean_interval_and_guessing_by_quantity() -> None:
-    (row,) = verdict.rates(study({0.5: [0.7, 0.9]}), classes=10)
-    assert tuple(row) == verdict.RATE_COLUMNS
+    (row,) = statistics.rates(study({0.5: [0.7, 0.9]}), classes=10)
+    assert tuple(row) == statistics.RATE_COLUMNS
     assert (row["optimizer"], row["dropout"], row["runs"], row["test_accuracy"]) == ("sgd", 0.5, 2, pytest.approx(0.8))
     # t(0.975; 1) = 12.706, s / √2 = 0.1
     assert row["test_accuracy_high"] == pytest.approx(0.8 + 1.2706, abs=1e-4)
     assert row["accuracy_gap"] == pytest.approx(0.75 - 0.8)
-    assert [row[f"{name}_guessing"] for name in verdict.QUANTITIES] == [0.1, math.log(10), 0]
-    (alone,) = verdict.rates(study({0.5: [0.7]}), classes=10)
+    assert [row[f"{name}_guessing"] for name in statistics.QUANTITIES] == [0.1, math.log(10), 0]
+    (alone,) = statistics.rates(study({0.5: [0.7]}), classes=10)
     assert alone["test_loss_low"] is None
 
 
@@ -364,7 +364,7 @@ def test_the_table_has_means_and_differences_by_rate_in_order() -> None:
         result("sgd-0.8-0", test_accuracy=0.1, validation_accuracy=0.1),
         result("sgd-0.8-1", test_accuracy=0.2, validation_accuracy=0.1),
     ]
-    lines = verdict.table(verdict.verdict(results, 500, 0.1)).splitlines()
+    lines = report.table(statistics.verdict(results, 500, 0.1)).splitlines()
     assert [line.split() for line in lines[1:]] == [
         ["sgd", "0.1", "1", "80.0", "%", "0.500", "best", "–"],
         ["sgd", "0.5", "2", "85.0", "±", "63.5", "%", "0.600", "±", "1.271", "0.0", "–"],
@@ -375,7 +375,7 @@ def test_the_table_has_means_and_differences_by_rate_in_order() -> None:
     # Equal differences in both seeds have the spread of an image: 12.706 × 0.2 / √2 points. t = 70.7, 424 and 495 for
     # 10, 60 (0.7 to 0.8) and 70 points, p = 1 - 2/π · arctan t; the largest as it is, the smallest, 0.00129, times 3.
     two = [one for one in results if one.dropout >= 0.5]
-    lines = verdict.table(verdict.verdict(two, 500, 0.1)).splitlines()
+    lines = report.table(statistics.verdict(two, 500, 0.1)).splitlines()
     assert [line.split()[-4:] for line in lines[2:]] == [
         ["10.0", "±", "1.8", "0.009"],
         ["70.0", "±", "1.8", "0.004"],
@@ -414,6 +414,6 @@ def test_a_large_difference_is_found() -> None:
 
 def test_intervals_hold_the_mean_in_95_of_100() -> None:
     random = np.random.default_rng(3)
-    found = [verdict.interval(random.normal(5, 2, 3).tolist()) for _ in range(4_000)]
+    found = [statistics.interval(random.normal(5, 2, 3).tolist()) for _ in range(4_000)]
     held = np.mean([(one.low or 0) <= 5 <= (one.high or 0) for one in found])
     assert held == pytest.approx(0.95, abs=3 * math.sqrt(0.05 * 0.95 / 4_000))

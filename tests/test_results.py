@@ -1,20 +1,16 @@
 import json
 import math
 import os
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from dropout_study import evaluation, files, verdict
+from dropout_study import files, results, statistics
 from dropout_study.errors import StudyError
-from dropout_study.evaluation import Result
+from dropout_study.results import Result
 from dropout_study.settings import Variant
-from tests.clones import PROJECT
 
 
 def result(variant: str, validation_accuracy: float = 0.5, validation_loss: float = 1.0, **changes: Any) -> Result:
@@ -44,60 +40,60 @@ def history(*rows: tuple[Any, ...]) -> list[dict[str, str]]:
 
 def test_a_result_is_the_last_epoch_and_the_test() -> None:
     rows = history((1, 2.0, 0.1, 2.1, 0.2), (2, 1.0, 0.5, 1.1, 0.6))
-    made = evaluation.make_result(Variant("sgd-0-7", "sgd", 0.0, 7), rows, 1.2, 0.7)
+    made = results.make_result(Variant("sgd-0-7", "sgd", 0.0, 7), rows, 1.2, 0.7)
     assert made == Result("sgd-0-7", "sgd", 0.0, 7, 2, None, 1.0, 0.5, 1.1, 0.6, 1.2, 0.7, 0.5 - 0.7)
 
 
 def test_a_diverged_result_says_in_which_epoch() -> None:
     rows = history((1, 2.0, 0.1, 2.1, 0.2), (2, "nan", "nan", "nan", "nan"))
-    made = evaluation.make_result(Variant("sgd-0-7", "sgd", 0.0, 7), rows, 2.3, 0.1)
+    made = results.make_result(Variant("sgd-0-7", "sgd", 0.0, 7), rows, 2.3, 0.1)
     assert made.diverged == 2
     assert math.isnan(made.validation_loss)
 
 
 def test_results_survive_their_table(tmp_path: Path) -> None:
-    results = [result("sgd-0.1-0"), result("sgd-0.1-1", diverged=3)]
-    files.write_csv(tmp_path / "study.csv", Result._fields, results)
-    read = evaluation.read_results(tmp_path / "study.csv")
-    assert [row._replace(accuracy_gap=0) for row in read] == [row._replace(accuracy_gap=0) for row in results]
-    assert read[0].accuracy_gap == pytest.approx(results[0].accuracy_gap)
+    rows = [result("sgd-0.1-0"), result("sgd-0.1-1", diverged=3)]
+    files.write_csv(tmp_path / "study.csv", Result._fields, rows)
+    read = results.read_results(tmp_path / "study.csv")
+    assert [row._replace(accuracy_gap=0) for row in read] == [row._replace(accuracy_gap=0) for row in rows]
+    assert read[0].accuracy_gap == pytest.approx(rows[0].accuracy_gap)
 
 
 def test_a_test_loss_that_is_not_finite_is_a_divergence_that_json_can_hold(tmp_path: Path) -> None:
-    made = evaluation.make_result(Variant("sgd-0-7", "sgd", 0.0, 7), history((1, 2.0, 0.1, 2.1, 0.2)), math.inf, 0.1)
+    made = results.make_result(Variant("sgd-0-7", "sgd", 0.0, 7), history((1, 2.0, 0.1, 2.1, 0.2)), math.inf, 0.1)
     assert made.diverged == 1
-    files.write_json(tmp_path / "evaluation.json", evaluation.evaluation([made], result("sgd-0-8"), []))
+    files.write_json(tmp_path / "evaluation.json", results.summary([made], result("sgd-0-8"), []))
     assert files.read_json(tmp_path / "evaluation.json")["variants"]["sgd-0-7"]["loss"] is None
 
 
 def test_no_results_yet_is_said(tmp_path: Path) -> None:
     with pytest.raises(StudyError, match="there are no results yet; `dvc repro` makes them"):
-        evaluation.read_results(tmp_path / "study.csv")
+        results.read_results(tmp_path / "study.csv")
 
 
 def test_the_best_has_the_highest_validation_accuracy_not_test_accuracy() -> None:
     best = result("sgd-0.1-0", 0.9, test_accuracy=0.1)
     others = [result("sgd-0.2-0", 0.8, test_accuracy=0.99), result("sgd-0.3-0", 0.7)]
-    assert evaluation.choose_best([*others, best]) == best
+    assert results.choose_best([*others, best]) == best
 
 
 def test_of_equals_the_lower_validation_loss_is_the_best() -> None:
     best = result("sgd-0.2-0", 0.9, 0.4)
-    assert evaluation.choose_best([result("sgd-0.1-0", 0.9, 0.5), best, result("sgd-0.3-0", 0.9, 0.6)]) == best
+    assert results.choose_best([result("sgd-0.1-0", 0.9, 0.5), best, result("sgd-0.3-0", 0.9, 0.6)]) == best
 
 
 def test_a_diverged_variant_is_never_the_best() -> None:
     best = result("sgd-0.2-0", 0.2)
-    assert evaluation.choose_best([result("sgd-0.1-0", 0.9, diverged=2), best]) == best
+    assert results.choose_best([result("sgd-0.1-0", 0.9, diverged=2), best]) == best
     with pytest.raises(StudyError, match=r"every variant .* diverged.*lower train.learning_rate"):
-        evaluation.choose_best([result("sgd-0.1-0", diverged=1)])
+        results.choose_best([result("sgd-0.1-0", diverged=1)])
 
 
 def test_the_evaluation_has_accuracy_and_loss_by_variant_and_means_by_rate() -> None:
     best = result("sgd-0.1-0", test_accuracy=0.81234567)
     other = result("sgd-0.1-1", test_accuracy=0.6, test_loss=0.7)
-    results = [best, other, result("sgd-0.2-0", diverged=4)]
-    value = evaluation.evaluation(results, best, verdict.rates(results, 10))
+    rows = [best, other, result("sgd-0.2-0", diverged=4)]
+    value = results.summary(rows, best, statistics.rates(rows, 10))
     assert json.loads(json.dumps(value)) == {
         "best": {
             "variant": "sgd-0.1-0",
@@ -116,7 +112,7 @@ def test_the_evaluation_has_accuracy_and_loss_by_variant_and_means_by_rate() -> 
 
 
 def test_the_confusion_counts_every_pair() -> None:
-    rows = evaluation.confusion(np.array([0, 0, 1, 2]), np.array([0, 1, 1, 0]), ["a", "b", "c"])
+    rows = results.confusion(np.array([0, 0, 1, 2]), np.array([0, 1, 1, 0]), ["a", "b", "c"])
     assert len(rows) == 9
     assert {(actual, taken_for): n for actual, taken_for, n in rows if n} == {
         ("a", "a"): 1,
@@ -129,8 +125,8 @@ def test_the_confusion_counts_every_pair() -> None:
 def test_mistakes_are_the_most_confident_first() -> None:
     probabilities = np.array([[0.9, 0.1], [0.4, 0.6], [0.2, 0.8], [0.7, 0.3], [0.1, 0.9]])
     labels = np.array([0, 0, 0, 1, 1])
-    assert evaluation.mistakes(labels, probabilities, 12).tolist() == [2, 3, 1]
-    assert evaluation.mistakes(labels, probabilities, 1).tolist() == [2]
+    assert results.most_confident_mistakes(labels, probabilities, 12).tolist() == [2, 3, 1]
+    assert results.most_confident_mistakes(labels, probabilities, 1).tolist() == [2]
 
 
 def test_only_files_of_strange_variants_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,7 +136,7 @@ def test_only_files_of_strange_variants_are_removed(tmp_path: Path, monkeypatch:
             files.write_bytes(path, b"")
     files.write_bytes(files.VARIANTS / "README.txt", b"")
     files.write_bytes(files.VARIANTS / ".1234.sgd-0.1-0.weights.h5", b"half")
-    removed = evaluation.remove_strangers([Variant("sgd-0.1-0", "sgd", 0.1, 0)])
+    removed = results.remove_strangers([Variant("sgd-0.1-0", "sgd", 0.1, 0)])
     assert sorted(map(str, removed)) == [
         "metrics/history/sgd-0.2-0.csv",
         "metrics/timing/sgd-0.2-0.json",
@@ -148,45 +144,3 @@ def test_only_files_of_strange_variants_are_removed(tmp_path: Path, monkeypatch:
         "models/variants/sgd-0.2-0.weights.h5",
     ]
     assert sorted(os.listdir(files.VARIANTS)) == ["README.txt", "sgd-0.1-0.weights.h5"]
-
-
-SAVE = """
-import numpy as np
-from pathlib import Path
-from dropout_study.evaluation import save_model
-from dropout_study.network import build_network
-network = build_network(
-    (16, 16, 3), 10, filters=[3, 4], units=[5], first_activation="relu", dropout=0.5, seed=3,
-    scale=[0.01] * 3, offset=[-1] * 3,
-)
-save_model(network, [*"0123456789"], Path("model.keras"))
-np.save("expected.npy", network(np.load("pixels.npy")))
-"""
-LOAD = """
-import keras, numpy as np
-model = keras.models.load_model("model.keras", safe_mode=True)
-np.save("found.npy", model.predict(np.load("pixels.npy"), verbose=0))
-"""
-
-
-def test_equal_models_are_equal_bytes_that_stock_keras_loads(tmp_path: Path) -> None:
-    pixels = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), dtype=np.uint8)
-    np.save(tmp_path / "pixels.npy", pixels)
-
-    def run(code: str, **variables: str) -> None:
-        subprocess.run(
-            [sys.executable, "-c", code],
-            cwd=tmp_path,
-            check=True,
-            capture_output=True,
-            env=os.environ | variables,
-        )
-
-    saved = []
-    for _ in range(2):
-        run(SAVE, PYTHONPATH=str(PROJECT))
-        saved.append((tmp_path / "model.keras").read_bytes())
-        time.sleep(2)  # the times in a zip archive have a resolution of two seconds
-    assert saved[0] == saved[1]
-    run(LOAD)
-    np.testing.assert_allclose(np.load(tmp_path / "found.npy"), np.load(tmp_path / "expected.npy"), rtol=1e-5)

@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dropout_study.progress import machine, without_start_up_noise
+from dropout_study import devices
+from dropout_study.progress import without_start_up_noise
 
 FILTERS, UNITS, CLASSES = [64, 64, 128, 256], [512, 512], 10
 LEARNING_RATE, RHO, EPSILON = 1.0, 0.95, 1e-7  # the article's Adadelta
@@ -89,7 +90,7 @@ def run(options: Options, say: Callable[[str], None]) -> dict[str, Any]:
         "machine": {
             "name": os.uname().nodename,
             "load": [round(value, 2) for value in load],
-            **machine("keras", "numpy", "tensorflow", *(["torch"] if importlib.util.find_spec("torch") else [])),
+            **devices.processor(),
         },
         "images_per_second": {name: speed and round(speed, 1) for name, speed in speeds.items()},
         "ratios": {
@@ -131,7 +132,7 @@ def table(result: dict[str, Any]) -> str:
     lines.append(
         f"dropout {options['rate']:g}, batches of {options['batch_size']}, {options['image_size']} pixels a side, "
         f"{options['threads']} threads, medians of {options['steps']} steps and {EPOCHS} epochs, taking turns; "
-        f"rate 0 is compared with rate 0.\n{about['name']}: {about['processor']}, {about['cores']} cores, "
+        f"rate 0 is compared with rate 0.\n{about['name']}: {about['processor']}, "
         f"load {' '.join(map(str, about['load']))} before"
     )
     return "\n".join(lines)
@@ -231,9 +232,9 @@ def _stock(options: Options, _: Connection) -> Callable[[], Any]:
 
 
 def _our_training(options: Options) -> tuple[Any, Any, int]:
-    from dropout_study import network, training
+    from dropout_study import devices, network, training
 
-    shards = network.use_threads(options.threads)
+    shards = devices.configure(options.threads).shards
     model = network.build_network(
         (options.image_size, options.image_size, 3),
         CLASSES,
@@ -252,7 +253,7 @@ def _ours(options: Options, _: Connection) -> Callable[[], Any]:
     from dropout_study import training
 
     model, optimizer, shards = _our_training(options)
-    step = training.make_step(model, optimizer, dropout=options.rate, seed=0, shards=shards)
+    step = training.make_step(model, optimizer, shards)
     batch = random_images(options, options.batch_size)
     return lambda: float(step(*batch)[0])
 
@@ -342,20 +343,19 @@ def _epoch_ours(options: Options, turn: Connection) -> Callable[[], Any]:
     def take() -> None:
         start = time.perf_counter()
 
-        def after_epoch(so_far: training.Training) -> None:
+        def after_epoch(record: training.TrainingRecord) -> None:
             nonlocal start
-            checkpoints.keep(model, optimizer, so_far.to_json(), len(so_far.history))
+            checkpoints.keep(model, optimizer, record.to_json(), len(record.history))
             turn.send(time.perf_counter() - start)
             turn.recv()
             start = time.perf_counter()
 
         with directory:
-            training.train(
+            training.fit(
                 model,
                 optimizer,
-                training.Images(*random_images(options, options.epoch_images)),
-                training.Images(*random_images(options, EPOCH_VALIDATION, seed=1)),
-                dropout=options.rate,
+                training.LabelledImages(*random_images(options, options.epoch_images)),
+                training.LabelledImages(*random_images(options, EPOCH_VALIDATION, seed=1)),
                 epochs=1_000_000,
                 batch_size=options.batch_size,
                 learning_rate_decay=1.0,

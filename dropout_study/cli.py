@@ -1,6 +1,7 @@
 """The command `dropout-study`: what helps beside `dvc repro`."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -8,6 +9,9 @@ import click
 
 from dropout_study import files
 from dropout_study.errors import StudyError
+
+# As in stages/__init__.py: Keras imports matplotlib, whose backend a notebook sets for its children.
+os.environ.pop("MPLBACKEND", None)
 
 
 class _Group(click.Group):
@@ -55,16 +59,22 @@ def results() -> None:
     is the best, and where to look further.
     """
     from dropout_study import report
-    from dropout_study.results import choose_best, read_results
+    from dropout_study.results import choose_best, read_rates, read_results
 
-    rows = read_results()
-    found = files.read_json(files.VERDICT)
+    rows, rates = read_results(), read_rates()
+    verdict = files.read_json(files.VERDICT)
     try:
-        click.echo(f"{report.table(found)}\n\n{found['paragraph']}")
+        click.echo(f"{report.table(verdict, rates)}\n\n{report.paragraph(verdict, rates)}")
+        versions = report.other_versions(verdict["machines"])
     except KeyError as error:
         raise StudyError(
             f"{files.VERDICT}: has no {error}; another version of the project wrote it, `dvc repro` writes it anew"
         ) from None
+    if versions:
+        click.echo(
+            f"\nThese results were computed with other versions: {', '.join(versions)}. DVC does not compare versions; "
+            "`dvc repro --force` computes everything again."
+        )
     if [row.variant for row in rows] != _variants_of_the_settings():
         click.echo(f"\nThese are not the variants of {files.SETTINGS} as it is now; `dvc repro` will do those.")
     best = choose_best(rows)
@@ -146,11 +156,11 @@ def bench(rate: float, batch_size: int, threads: int, image_size: int, steps: in
     The others are stock Keras and, if it is installed (by pip install torch), PyTorch. Takes about four minutes, and
     wants the machine for itself.
     """
-    from dropout_study import bench, progress
+    from dropout_study import bench, devices
 
     if image_size & (image_size - 1):
         raise click.BadParameter("a power of two, so that it can be halved three times", param_hint="--image-size")
-    options = bench.Options(rate, batch_size, threads or progress.cores(), image_size, steps)
+    options = bench.Options(rate, batch_size, threads or devices.cores(), image_size, steps)
     result = bench.run(options, lambda text: click.echo(text, err=True))
     click.echo(bench.table(result))
     if path:

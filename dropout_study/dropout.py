@@ -13,8 +13,8 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-MASKS = 1_685_221_232  # sets the masks apart from what else is drawn by a seed: kernels, and the order of images
-NOTHING = 4  # in place of the winner's position in its pooling window, where no value was above zero
+MASKS = 1_685_221_232  # tells the masks from what else is drawn by a seed: kernels, and the order of images
+NO_WINNER = 4  # the position of the winner in a pooling window in which no value was above zero
 
 
 class Key(NamedTuple):
@@ -24,13 +24,13 @@ class Key(NamedTuple):
     second: tf.Tensor
 
 
-def layer_key(seed: int, layer: int, step: tf.Tensor) -> Key:
-    """Return the key of `layer` (1, 2, …) in `step` (a scalar integer) of the training with `seed`.
+def layer_key(seed: int, step: tf.Tensor) -> Key:
+    """Return the key of the dropout layer with `seed` (a whole number from 0) in `step` (a scalar integer).
 
-    Seed and layer go through NumPy's SeedSequence, the step through a hash: keys of neighbours share nothing, so
-    that no mask is a shifted copy of another.
+    The seed goes through NumPy's SeedSequence, the step through a hash: keys of neighbours share nothing, so that no
+    mask is a shifted copy of another.
     """
-    words = np.random.SeedSequence([seed, MASKS, layer]).generate_state(2)
+    words = np.random.SeedSequence([seed, MASKS]).generate_state(2)
     counter = tf.cast(step, tf.uint32)
     return Key(*(_mix(_mix(counter + np.uint32(i)) ^ word) for i, word in enumerate(words)))
 
@@ -54,7 +54,7 @@ def activate(
     """Return dropout of the ReLU of `x` + `bias`, float32 [N, H, W, C]; without the ReLU if `relu` is False.
 
     `bias` has shape [C]; `images` are the numbers of the images within their batch, integers [N]. Kept values are
-    multiplied by 1 / (1 - `rate`), so that the expectation stays; at rate 0 there is no mask at all.
+    multiplied by 1 / (1 - `rate`), so that the expectation stays. At rate 0 there is no mask, and `key` does not count.
     """
 
     @tf.custom_gradient
@@ -102,13 +102,13 @@ def _pool(x: tf.Tensor, bias: tf.Tensor, images: tf.Tensor, key: Key, rate: floa
     y = tf.reshape((x + bias) * _scale(rate), windows)
     kept = tf.reshape(keep_mask(images, (height, width, channels), rate, key), windows) if rate else None
     largest = tf.zeros_like(y[:, :, 0, :, :channels])
-    winner = tf.fill(tf.shape(largest), tf.constant(NOTHING, tf.int8))
+    winner = tf.fill(tf.shape(largest), tf.constant(NO_WINNER, tf.int8))
     for position in range(4):
-        here = np.s_[:, :, position // 2, :, position % 2 * channels : (position % 2 + 1) * channels]
-        wins = y[here] > largest
+        slice_ = np.s_[:, :, position // 2, :, position % 2 * channels : (position % 2 + 1) * channels]
+        wins = y[slice_] > largest
         if kept is not None:
-            wins &= kept[here]
-        largest = tf.where(wins, y[here], largest)
+            wins &= kept[slice_]
+        largest = tf.where(wins, y[slice_], largest)
         winner = tf.where(wins, tf.constant(position, tf.int8), winner)
     return largest, winner
 
@@ -120,7 +120,7 @@ def _pool_gradient(upstream: tf.Tensor, winner: tf.Tensor, rate: float) -> tuple
     window = [-1, height, 1, width, 1, channels]
     positions = np.arange(4, dtype=np.int8).reshape(1, 1, 2, 1, 2, 1)
     gradient = tf.where(tf.reshape(winner, window) == positions, tf.reshape(upstream, window), 0)
-    bias_gradient = tf.reduce_sum(tf.where(winner < NOTHING, upstream, 0), [0, 1, 2])
+    bias_gradient = tf.reduce_sum(tf.where(winner < NO_WINNER, upstream, 0), [0, 1, 2])
     return tf.reshape(gradient, [-1, 2 * height, 2 * width, channels]), bias_gradient
 
 

@@ -28,7 +28,8 @@ BEST_MODEL = Path("models/best.keras")
 DATASET = Path("metrics/dataset.json")
 NORMALIZATION = Path("metrics/normalization.json")
 HISTORY = Path("metrics/history")
-TIMING = Path("metrics/timing")
+PROVENANCE = Path("metrics/provenance")
+LOGS = Path("logs")
 STUDY = Path("metrics/study.csv")
 RATES = Path("metrics/rates.csv")
 VERDICT = Path("metrics/verdict.json")
@@ -52,9 +53,9 @@ def labels_file(directory: Path, part: str) -> Path:
     return directory / f"{part}_labels.npy"
 
 
-def weights_file(key: str) -> Path:
-    """Return the file of the trained weights of the variant `key`."""
-    return VARIANTS / f"{key}.weights.h5"
+def variant_file(key: str) -> Path:
+    """Return the file of the trained model of the variant `key`."""
+    return VARIANTS / f"{key}.keras"
 
 
 def history_file(key: str) -> Path:
@@ -62,14 +63,19 @@ def history_file(key: str) -> Path:
     return HISTORY / f"{key}.csv"
 
 
-def timing_file(key: str) -> Path:
-    """Return the file that says how long the variant `key` took, and where."""
-    return TIMING / f"{key}.json"
-
-
 def predictions_file(key: str) -> Path:
-    """Return the file of the class probabilities of the variant `key` on the test images."""
+    """Return the file of the log-probabilities that the variant `key` gives the test images."""
     return PREDICTIONS / f"{key}.npy"
+
+
+def provenance_file(key: str) -> Path:
+    """Return the file that says on what the variant `key` was computed."""
+    return PROVENANCE / f"{key}.json"
+
+
+def log_file(key: str) -> Path:
+    """Return the file to which all that is printed while the variant `key` trains is appended."""
+    return LOGS / f"{key}.log"
 
 
 @contextmanager
@@ -100,6 +106,11 @@ def sync_directory(directory: Path) -> None:
         os.close(descriptor)
 
 
+def copy(source: Path, path: Path) -> None:
+    """Copy the file `source` to `path`, whole or not at all; raises `StudyError` if it is not there."""
+    write_bytes(path, _existing(source).read_bytes())
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Write `content` to `path`, whole or not at all."""
     with replacing(path) as temporary:
@@ -118,12 +129,11 @@ def read_json(path: Path) -> Any:
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Write a table with a header; floats to 6 significant digits, None as nothing, lines end in LF."""
+    """Write a table with a header; floats exactly, None as nothing, lines end in LF."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
-    for row in rows:
-        writer.writerow([f"{value:.6g}" if isinstance(value, float) else value for value in row])
+    writer.writerows(rows)
     write_bytes(path, text.getvalue().encode())
 
 
@@ -161,6 +171,11 @@ def read_array(path: Path) -> np.ndarray:
     Raises `StudyError` if it is not there.
     """
     return np.load(_existing(path), mmap_mode="r", allow_pickle=False)
+
+
+def read_part(directory: Path, part: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return the images and the labels of `part` ("train", "validation" or "test") in `directory`, memory-mapped."""
+    return read_array(images_file(directory, part)), read_array(labels_file(directory, part))
 
 
 def _existing(path: Path) -> Path:

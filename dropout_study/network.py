@@ -1,22 +1,21 @@
-"""The article's convolutional network, and its passes over images: with dropout, and without."""
+"""The article's convolutional network: as stock layers, its fused training pass, its inference and its loss."""
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 
-from dropout_study.progress import cores, without_start_up_noise
+from dropout_study.architecture import is_pooled
+from dropout_study.devices import tensorflow_loading
 
-with without_start_up_noise():
+with tensorflow_loading():
     import keras
     import tensorflow as tf
 
-    tf.config.list_physical_devices()  # what looks for accelerators, and says so
-
     from dropout_study.dropout import activate, activate_and_pool, layer_key
 
-INFERENCE_BATCH = 500
+INFERENCE_BATCH = 500  # images
 
 
 def build_network(
@@ -33,13 +32,14 @@ def build_network(
 ) -> keras.Model:
     """Return the network: images [N, H, W, C] to class probabilities float32 [N, classes].
 
-    A 3×3 convolution with "same" padding, its activation and dropout for each of `filters`, pooling by 2 after
-    all but the first; then a dense ReLU layer for each of `units` (no dropout there) and a softmax layer.
-    Kernels are Glorot-uniform, drawn by `seed`; `dropout` in [0, 1) is the probability of dropping a value, and 0 adds
-    no layer. (The study trains by `training_logits`, whose masks are its own; these layers say what the network is.)
+    A 3×3 convolution with "same" padding, its activation and dropout for each of `filters`, max-pooling by 2 where
+    `is_pooled` says so; then a dense ReLU layer for each of `units` (no dropout there) and a dense layer of logits with
+    a softmax. Kernels are Glorot-uniform. `dropout` in [0, 1) is the probability of dropping a value; 0 adds no layer.
+    `seed` draws the kernels and gives each dropout layer a seed of its own. Training (`training_logits`) takes rates
+    and seeds from the dropout layers, and draws its own masks.
 
-    Takes normalized float32 images; with `scale` and `offset` (one number a channel) it takes raw uint8 pixels
-    and normalizes them itself.
+    Takes normalized float32 images; with `scale` and `offset` (a number a channel) it takes raw uint8 pixels and
+    normalizes them itself.
     """
     # One seed a layer, far apart: neighbouring seeds of the study share none.
     seeds = iter(np.random.SeedSequence(seed).generate_state(2 * len(filters) + len(units) + 1).tolist())
@@ -57,127 +57,99 @@ def build_network(
         mask_seed = next(seeds)
         if dropout > 0:
             x = keras.layers.Dropout(dropout, seed=mask_seed, name=f"dropout_{i}")(x)
-        if i > 1:
+        if is_pooled(i):
             x = keras.layers.MaxPooling2D(2, name=f"pool_{i}")(x)
     x = keras.layers.Flatten(name="flatten")(x)
     for i, count in enumerate(units, start=1):
         x = keras.layers.Dense(count, "relu", kernel_initializer=kernel(), name=f"dense_{i}")(x)
-    outputs = keras.layers.Dense(classes, "softmax", kernel_initializer=kernel(), name="probabilities")(x)
+    logits = keras.layers.Dense(classes, kernel_initializer=kernel(), name="logits")(x)
+    outputs = keras.layers.Softmax(name="probabilities")(logits)
     return keras.Model(inputs, outputs, name="article")
 
 
-MOST_SHARDS = 8
-
-
-def use_threads(threads: int) -> int:
-    """Have TensorFlow compute on `threads` threads (0: one a core); return into how many shards to split a batch.
-
-    Two threads that compute half a batch each are faster than two that share every operation of a whole one, so a
-    batch is split into a shard a thread, or into 8 at the most that share the threads evenly. Equal runs give equal
-    bytes at equal numbers of threads. To be called before anything is computed.
-    """
-    threads = threads or cores()
-    # The most shards for which the threads divide without a rest, so that no core is idle.
-    shards = next(count for count in range(MOST_SHARDS, 0, -1) if threads % count == 0)
-    if tf.config.list_physical_devices("GPU"):
-        shards = 1
-    tf.config.threading.set_inter_op_parallelism_threads(shards)
-    tf.config.threading.set_intra_op_parallelism_threads(threads // shards)
-    tf.config.experimental.enable_op_determinism()
-    return shards
-
-
-# What is done with a batch of images and labels: a training step, or a measurement.
-Batch = Callable[[np.ndarray, np.ndarray], tuple[tf.Tensor, tf.Tensor]]
-
-
 def shards_at_once(
-    network: keras.Model, shards: int
-) -> Callable[[Callable[[tf.Tensor, tf.Tensor, list[slice]], tuple[tf.Tensor, tf.Tensor]]], Batch]:
-    """Return a decorator that traces a function of a batch of images and labels, and of its parts, as slices.
+    shards: int, signature: Sequence[tf.TensorSpec]
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Return a decorator that traces a function of a batch and of its parts, for batches of any size.
 
-    There are `shards` parts, as equal as can be and in order, or one if the batch has fewer images. What the function
-    computes for each of them depends on no other, so TensorFlow computes them at once. Traced once for any batch size.
+    The function gets the parts as slices, and then the tensors of the batch, which are as `signature` says. There are
+    `shards` parts, as equal as can be and in order, or one if the batch has fewer images. What the function computes
+    for one part depends on no other, so TensorFlow computes them at once.
     """
 
-    def decorate(function: Callable[[tf.Tensor, tf.Tensor, list[slice]], tuple[tf.Tensor, tf.Tensor]]) -> Batch:
-        def traced(shards: int) -> Batch:
-            signature = [
-                tf.TensorSpec(network.input_shape, network.inputs[0].dtype),
-                tf.TensorSpec([None], tf.uint8),
-            ]
-
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        def traced(shards: int) -> Callable[..., Any]:
             @tf.function(input_signature=signature, autograph=False)
-            def batch(images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-                bounds = [i * tf.shape(labels)[0] // shards for i in range(shards + 1)]
-                return function(images, labels, [slice(*pair) for pair in pairwise(bounds)])
+            def batch(*tensors: tf.Tensor) -> Any:
+                bounds = [i * tf.shape(tensors[0])[0] // shards for i in range(shards + 1)]
+                return function([slice(*pair) for pair in pairwise(bounds)], *tensors)
 
             return batch
 
         split, whole = traced(shards), traced(1)
-        return lambda images, labels: (split if len(labels) >= shards else whole)(images, labels)
+        return lambda *arrays: (split if len(arrays[0]) >= shards else whole)(*arrays)
 
     return decorate
 
 
-def training_logits(
-    network: keras.Model, images: tf.Tensor, numbers: tf.Tensor, *, dropout: float, seed: int, step: tf.Tensor
-) -> tf.Tensor:
-    """Return what `network` makes of `images` in training, before the softmax: float32 [N, classes].
+def image_signature(network: keras.Model) -> tf.TensorSpec:
+    """Return the signature of a batch of any number of images that `network` takes."""
+    return tf.TensorSpec(network.input_shape, network.inputs[0].dtype)
 
-    The same layers as the network's own, with its weights; but what follows a convolution is one operation (see
-    `dropout_study.dropout`), with the masks of `seed` and `step`. `numbers` are those of the images in their batch.
+
+def training_logits(network: keras.Model, images: tf.Tensor, numbers: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
+    """Return what `network` computes from `images` in training, before the softmax: logits float32 [N, classes].
+
+    The layers and weights are the network's own; but all that follows a convolution is one operation (see
+    `dropout_study.dropout`). It replaces the dropout layer, whose rate it takes, and whose seed, with `step`, draws the
+    mask. `numbers` are those of the images in their batch, integers [N]: parts of a batch draw what the whole would.
     """
     x = images
     layers = {layer.name: layer for layer in network.layers}
     for i in range(1, 1 + sum(name.startswith("convolution_") for name in layers)):
-        convolution = layers[f"convolution_{i}"]
+        convolution, dropout = layers[f"convolution_{i}"], layers.get(f"dropout_{i}")
         x = tf.nn.conv2d(x, convolution.kernel.value, 1, "SAME")
-        bias, key = convolution.bias.value, layer_key(seed, i, step)
+        bias = convolution.bias.value
+        rate, seed = (dropout.rate, dropout.seed) if dropout else (0.0, 0)
+        key = layer_key(seed, step)
         if f"pool_{i}" in layers:
-            x = activate_and_pool(x, bias, numbers, dropout, key)
+            x = activate_and_pool(x, bias, numbers, rate, key)
         else:
-            x = activate(x, bias, numbers, dropout, key, relu=f"relu_{i}" in layers)
+            x = activate(x, bias, numbers, rate, key, relu=f"relu_{i}" in layers)
     x = tf.reshape(x, [-1, int(np.prod(x.shape[1:]))])
     for name, dense in layers.items():
         if name.startswith("dense_"):
             x = tf.nn.relu(tf.matmul(x, dense.kernel.value) + dense.bias.value)
-    last = layers["probabilities"]
+    last = layers["logits"]
     return tf.matmul(x, last.kernel.value) + last.bias.value
 
 
-class Measured(NamedTuple):
-    """What a network makes of labelled images."""
+def make_inference(network: keras.Model, shards: int = 1) -> Callable[[np.ndarray], tf.Tensor]:
+    """Return a function from images [N, H, W, C] to the logits, float32 [N, classes], of `network` as it then is.
 
-    loss: float  # mean categorical cross-entropy, nats
-    accuracy: float  # share of the images whose most probable class is theirs
-    probabilities: np.ndarray  # float32 [N, classes]
-
-
-def make_measure(network: keras.Model, shards: int = 1) -> Callable[[np.ndarray, np.ndarray], Measured]:
-    """Return a function of images [N, H, W, C] and labels [N] that measures `network` as it then is.
-
-    It is traced once, for batches of any size; dropout is off. The loss is computed from the logits (Keras finds
-    them behind the softmax), so that it is exact where a probability rounds to zero.
+    It is traced once, for batches of any size; dropout is off.
     """
+    to_logits = keras.Model(network.inputs, network.get_layer("logits").output)
 
-    @shards_at_once(network, shards)
-    def measure_batch(images: tf.Tensor, labels: tf.Tensor, parts: list[slice]) -> tuple[tf.Tensor, tf.Tensor]:
-        probabilities = [network(images[part], training=False) for part in parts]
-        losses = [
-            keras.losses.sparse_categorical_crossentropy(labels[part], one)
-            for part, one in zip(parts, probabilities, strict=True)
-        ]
-        return tf.concat(losses, axis=0), tf.concat(probabilities, axis=0)
+    @shards_at_once(shards, [image_signature(network)])
+    def infer_batch(parts: list[slice], images: tf.Tensor) -> tf.Tensor:
+        return tf.concat([to_logits(images[part], training=False) for part in parts], axis=0)
 
-    def measure(images: np.ndarray, labels: np.ndarray) -> Measured:
-        batches = [
-            measure_batch(images[i : i + INFERENCE_BATCH], labels[i : i + INFERENCE_BATCH])
-            for i in range(0, len(images), INFERENCE_BATCH)
-        ]
-        losses = np.concatenate([batch[0].numpy() for batch in batches])
-        probabilities = np.concatenate([batch[1].numpy() for batch in batches])
-        correct = probabilities.argmax(axis=1) == labels
-        return Measured(float(losses.mean(dtype=np.float64)), float(correct.mean()), probabilities)
+    def infer(images: np.ndarray) -> tf.Tensor:
+        starts = range(0, len(images), INFERENCE_BATCH)
+        return tf.concat([infer_batch(images[start : start + INFERENCE_BATCH]) for start in starts], axis=0)
 
-    return measure
+    return infer
+
+
+def cross_entropy(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+    """Return the loss of each image in nats, float32 [N]: minus the log of its class's probability.
+
+    `labels` are integers [N], `logits` float32 [N, classes]. This is the loss of training and of validation.
+    """
+    return tf.nn.sparse_softmax_cross_entropy_with_logits(tf.cast(labels, tf.int32), logits)
+
+
+def log_probabilities(logits: tf.Tensor) -> np.ndarray:
+    """Return the logs of the class probabilities, float32 [N, classes]: finite where a probability rounds to zero."""
+    return tf.nn.log_softmax(logits).numpy()

@@ -1,15 +1,15 @@
-"""What people read while the study runs, and where and how fast it ran."""
+"""What people read while the study runs: on the terminal, and in the log of each training."""
 
-import importlib.metadata
 import os
-import platform
 import statistics
 import subprocess
 import sys
+import time
+import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from tqdm import tqdm
 
@@ -27,26 +27,62 @@ def say(text: str) -> None:
 
 
 @contextmanager
-def without_start_up_noise() -> Iterator[None]:
-    """Keep back what TensorFlow's libraries say of themselves when they are loaded and first used; pass on the rest.
+def _piped(stream: TextIO, descriptor: int, command: Sequence[str]) -> Iterator[None]:
+    """Send what the block writes to a file descriptor, `stream`'s or a library's, through a process of its own.
 
-    They write it to file descriptor 2 before any setting that should silence them is in force
-    (https://github.com/tensorflow/tensorflow/issues/100442), four lines in every stage. A process of its own
-    filters them, so that the last words of a library that aborts are not lost; Ctrl-C does not reach it.
+    So the last words of a library that aborts are not lost. Ctrl-C does not reach that process.
     """
-    noise = [*START_UP_NOISE] if Path("/dev/nvidiactl").exists() else [*START_UP_NOISE, "failed call to cuInit"]
-    command = ["grep", "--text", "--line-buffered", "--invert-match", "--extended-regexp", "|".join(noise)]
-    sys.stderr.flush()
-    stderr = os.dup(2)
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=stderr, start_new_session=True) as rest:
-        assert rest.stdin
-        os.dup2(rest.stdin.fileno(), 2)
+    stream.flush()
+    original = os.dup(descriptor)
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=original, start_new_session=True) as process:
+        assert process.stdin
+        os.dup2(process.stdin.fileno(), descriptor)
         try:
             yield
         finally:
-            sys.stderr.flush()
-            os.dup2(stderr, 2)
-            os.close(stderr)
+            stream.flush()
+            os.dup2(original, descriptor)
+            os.close(original)
+
+
+@contextmanager
+def without_start_up_noise() -> Iterator[None]:
+    """Hide what TensorFlow's libraries write about themselves when they are loaded and first used; pass on the rest.
+
+    They write it to file descriptor 2 before any setting that should silence them is in force
+    (https://github.com/tensorflow/tensorflow/issues/100442), four lines in every stage.
+    """
+    noise = [*START_UP_NOISE] if Path("/dev/nvidiactl").exists() else [*START_UP_NOISE, "failed call to cuInit"]
+    command = ["grep", "--text", "--line-buffered", "--invert-match", "--extended-regexp", "|".join(noise)]
+    with _piped(sys.stderr, 2, command):
+        yield
+
+
+@contextmanager
+def logged(path: Path) -> Iterator[None]:
+    """Append to the file `path` all that is printed in the block, and what ended it, under a line with the time.
+
+    What cannot be logged is still printed: a full disk costs the log, not the training.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _append(path, f"{time.strftime('%Y-%m-%d %H:%M:%S')}  process {os.getpid()}")
+    except OSError as error:
+        say(f"warning: {path}: no log is written ({error.strerror})")
+        yield
+        return
+    try:
+        with _piped(sys.stdout, 1, ["tee", "-a", str(path)]), _piped(sys.stderr, 2, ["tee", "-a", str(path)]):
+            yield
+    except BaseException:
+        with suppress(OSError):
+            _append(path, traceback.format_exc().rstrip())
+        raise
+
+
+def _append(path: Path, text: str) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.write(f"{text}\n")
 
 
 @contextmanager
@@ -81,17 +117,22 @@ def duration(seconds: float) -> str:
 
 
 class TrainingReport:
-    """What is said while the variant `key` is trained for `epochs` epochs of `images` images."""
+    """The lines that are printed while the variant `key` is trained for `epochs` epochs of `images` images."""
 
     def __init__(self, key: str, images: int, epochs: int) -> None:
         self.key = key
         self.images = images
         self.epochs = epochs
 
+    def device(self, name: str, threads: int, shards: int) -> None:
+        """Print what the variant is trained on."""
+        batch = "batches whole" if shards == 1 else f"each batch in {shards} shards"
+        self._say(f"on {name}, {threads} thread{'s' * (threads > 1)}, {batch}")
+
     def epoch(self, row: Sequence[float], seconds: Sequence[float]) -> None:
-        """Say what an epoch came to: its row of the history, and the seconds that each took so far."""
+        """Print an epoch's row of the history, its speed, and the time left by the seconds of each epoch so far."""
         number, train_loss, train_accuracy, validation_loss, validation_accuracy = row
-        # The first epoch that a process trains has tracing and compiling in it.
+        # The first epoch that a process trains includes tracing and compiling.
         left = statistics.median(seconds[1:] or seconds) * (self.epochs - number)
         at_most = "up to " if len(seconds) == 1 and left else ""
         self._say(
@@ -101,40 +142,20 @@ class TrainingReport:
             f"{self.images / seconds[-1]:6,.0f} images/s  {at_most}{duration(left)} left"
         )
 
-    def diverged(self, epoch: int, step: int, optimizer: str, learning_rate: float) -> None:
-        """Say where a loss stopped being finite, and with which settings."""
+    def diverged(self, epoch: int, step: int | None, optimizer: str, learning_rate: float) -> None:
+        """Print where a loss stopped being finite, and with which settings."""
+        where = f"in epoch {epoch}, step {step}" if step else f"at the end of epoch {epoch}"
         self._say(
-            f"diverged: the loss stopped being finite in epoch {epoch}, step {step}, with {optimizer} at learning rate "
-            f"{learning_rate:g}; kept: the weights of the last epoch before it"
+            f"diverged: the loss stopped being finite {where}, with {optimizer} at learning rate {learning_rate:g}; "
+            "the model has the last finite weights"
+        )
+
+    def finished(self, seconds: Sequence[float]) -> None:
+        """Print how long the training took, by the seconds of each epoch, those of interrupted runs included."""
+        self._say(
+            f"finished: {len(seconds)} epoch{'s' * (len(seconds) > 1)} in {sum(seconds):.1f} s, "
+            f"{self.images * len(seconds) / sum(seconds):,.0f} images/s"
         )
 
     def _say(self, text: str) -> None:
         say(f"{self.key}  {text}")
-
-
-def cores() -> int:
-    """Return the number of cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def machine(*packages: str) -> dict[str, object]:
-    """Return on what a result was computed: processor, cores, system, versions of Python and `packages`."""
-    return {
-        "processor": _processor(),
-        "cores": cores(),
-        "system": platform.platform(terse=True),
-        "versions": {
-            "python": platform.python_version(),
-            **{package: importlib.metadata.version(package) for package in packages},
-        },
-    }
-
-
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            return next(line.partition(": ")[2].strip() for line in file if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()

@@ -1,95 +1,192 @@
 """The results in words: tables and sentences, from the numbers."""
 
+import importlib.metadata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+Row = Mapping[str, Any]
 
-def table(found: Mapping[str, Any]) -> str:
-    """Return the figures of a verdict by optimizer and dropout as people read them.
 
-    Test accuracy and loss are means over the finished runs, ± half a 95 % interval; then by how many points of
-    accuracy, in pairs, a rate is below the best one, and the corrected p of that.
+def table(verdict: Mapping[str, Any], rates: Iterable[Row]) -> str:
+    """Return the results by optimizer and dropout as people read them.
+
+    Test accuracy and loss are means over the finished runs, ± half a 95 % interval, from `rates`, the rows of
+    `statistics.rates`; then by how many points of accuracy, in pairs, a rate is below the best one, with the corrected
+    p of that.
     """
+    means = {(row["optimizer"], row["dropout"]): row for row in rates}
     lines = [
         f"{'optimizer':<10}{'dropout':>8}{'runs':>6}  {'test accuracy':>15}  {'test loss':>15}  {'below the best':>14}"
         f"  {'p (Holm)':>8}"
     ]
-    for optimizer, judged in found["optimizers"].items():
-        comparisons = {one["dropout"]: one for one in judged["comparisons"]}
-        for fact in judged["rates"]:
-            dropout = fact["dropout"]
-            accuracy = _spread(fact["test_accuracy"], 100, ".1f", " %") if fact["runs"] else "–"
-            loss = _spread(fact["test_loss"], 1, ".3f", "") if fact["runs"] else "–"
+    for optimizer, judged in verdict["optimizers"].items():
+        comparisons = {comparison["dropout"]: comparison for comparison in judged["comparisons"]}
+        for rate in judged["rates"]:
+            dropout, mean = rate["dropout"], means.get((optimizer, rate["dropout"]))
+            accuracy = _column(mean, "test_accuracy", 100, ".1f", " %") if mean else "–"
+            loss = _column(mean, "test_loss", 1, ".3f", "") if mean else "–"
             below, p = ("best", "–") if dropout == judged["best"] else _below_the_best(comparisons.get(dropout))
-            diverged = [f"{variant} in epoch {found['diverged'][variant]}" for variant in fact["diverged"]]
-            note = f"  diverged: {', '.join(diverged)}" if diverged else ""
+            note = f"  diverged: {_diverged(verdict, rate['diverged'])}" if rate["diverged"] else ""
             lines.append(
-                f"{optimizer:<10}{dropout:>8}{fact['runs']:>6}  {accuracy:>15}  {loss:>15}  {below:>14}  {p:>8}{note}"
+                f"{optimizer:<10}{dropout:>8}{rate['runs']:>6}  {accuracy:>15}  {loss:>15}  {below:>14}  {p:>8}{note}"
             )
     return "\n".join(line.rstrip() for line in lines)
 
 
-def _below_the_best(comparison: Mapping[str, Any] | None) -> tuple[str, str]:
+def _diverged(verdict: Mapping[str, Any], variants: Iterable[str]) -> str:
+    return ", ".join(f"{variant} in epoch {verdict['diverged'][variant]}" for variant in variants)
+
+
+def _below_the_best(comparison: Row | None) -> tuple[str, str]:
     """Return a difference to the best rate and its p as the table has them."""
     if comparison is None or comparison["mean"] is None:
         return "–", "–"
     p = comparison["p_holm"]
-    return _spread(comparison, 100, ".1f", ""), "–" if p is None else f"{p:.3f}" if p >= 0.001 else "<0.001"
+    below = _spread(comparison["mean"], comparison["high"], 100, ".1f", "")
+    return below, "–" if p is None else f"{p:.3f}" if p >= 0.001 else "<0.001"
 
 
-def _spread(found: Mapping[str, Any], factor: float, form: str, unit: str) -> str:
-    """Return the mean of an interval ± half its width, if it has one, times `factor`."""
-    half = f" ± {factor * (found['high'] - found['mean']):{form}}" if found["high"] is not None else ""
-    return f"{factor * found['mean']:{form}}{half}{unit}"
+def _column(row: Row, quantity: str, factor: float, form: str, unit: str) -> str:
+    return _spread(row[quantity], row[f"{quantity}_high"], factor, form, unit)
 
 
-def paragraph(found: Mapping[str, Any]) -> str:
-    """Return a verdict as people read it: a sentence an optimizer, and what the figures do and do not cover."""
+def _spread(mean: float, high: float | None, factor: float, form: str, unit: str) -> str:
+    """Return a mean ± half the width of its interval, if it has one, times `factor`."""
+    half = f" ± {factor * (high - mean):{form}}" if high is not None else ""
+    return f"{factor * mean:{form}}{half}{unit}"
+
+
+def paragraph(verdict: Mapping[str, Any], rates: Iterable[Row]) -> str:
+    """Return a verdict as people read it: a sentence for each optimizer, then what the figures do and do not cover."""
+    means = {(row["optimizer"], row["dropout"]): row for row in rates}
     lines = [
-        f"{optimizer}: {judged['sentence']}.{_about_best(judged)}" for optimizer, judged in found["optimizers"].items()
+        f"{optimizer}: {sentence(judged)}.{_about_best(judged, means.get((optimizer, judged['best'])))}"
+        for optimizer, judged in verdict["optimizers"].items()
     ]
-    if found["diverged"]:
-        named = ", ".join(f"{variant} in epoch {epoch}" for variant, epoch in found["diverged"].items())
-        lines.append(f"Diverged, and left out: {len(found['diverged'])} of {found['runs']} runs ({named}).")
-    every = list(found["optimizers"].values())
-    facts = [fact for judged in every for fact in judged["rates"] if fact["runs"]]
-    tests = " and tests (paired t, at 5 %, corrected by Holm for all pairs of rates)"
-    tests = tests if any(one["p"] is not None for judged in every for one in judged["comparisons"]) else ""
-    covers = ""
-    if any(fact["runs"] > 1 for fact in facts):
-        covers = f"Intervals (95 %, t, each for itself){tests} cover seeds, not the finite test set: its"
-    elif facts:
-        covers = "One run a rate allows neither intervals nor tests. The finite test set's"
-    if covers:
-        error = 100 * max(fact["test_accuracy_standard_error_of_test_set"] for fact in facts)
-        covers += (
-            f" {found['test_images']:,} images leave a standard error of up to {error:.1f} points in an accuracy. "
+    if verdict["diverged"]:
+        diverged = verdict["diverged"]
+        lines.append(
+            f"Diverged, and left out: {len(diverged)} of {verdict['runs']} runs ({_diverged(verdict, diverged)})."
         )
-    if any(judged["best"] is not None and judged["comparisons"] for judged in every):
-        by = "by the test images themselves" if found["validated_on"] == "test images" else "in the same runs"
-        covers += f"The best was chosen {by}, which flatters its own figures. "
-    if any(len(judged["not_told_apart"]) > 2 for judged in every):
-        covers += "How well the difference is known is said of the two rates for which it is known least. "
-    if any(judged["seeds_needed"] for judged in every):
-        covers += "How many seeds it would take is a rough estimate, from the spread of those there are. "
-    lines.append(f"{covers}All figures are those of the last epoch.")
+    lines.append(" ".join([*_caveats(verdict), "All figures are those of the last epoch."]))
+    if len(verdict["machines"]) > 1:
+        lines.append(computed_on(verdict["machines"]))
     return "\n".join(lines)
 
 
-def _about_best(judged: Mapping[str, Any]) -> str:
+def sentence(judged: Mapping[str, Any]) -> str:
+    """Return what the verdict on one optimizer comes to."""
+    best, among = judged["best"], _among(judged)
+    not_compared = (
+        f" (not compared, because too many runs diverged: {listed(judged['not_compared'])})"
+        if judged["not_compared"]
+        else ""
+    )
+    match judged["status"], judged["reason"]:
+        case "none", "all diverged":
+            return "no statement: at every rate a run diverged"
+        case "none", "one rate":
+            return f"no statement: {best} is the only rate"
+        case "none", "one seed":
+            return "one seed: no statement"
+        case "none", _:
+            return f"no statement: {best} is the only rate with two runs that did not diverge"
+        case "contradicted", _:
+            return (
+                f"no rate is best: {best} did best in validation{among}, "
+                f"but {listed(judged['better'])} did better on the test images{not_compared}"
+            )
+        case "best", _:
+            return f"{best} is best{not_compared}"
+    same = judged["not_told_apart"]
+    if judged["one_group"]:
+        text = f"{listed(same, [rate['dropout'] for rate in judged['rates']])} cannot be told apart"
+    else:
+        text = f"{best} cannot be told apart from {listed([rate for rate in same if rate != best])}"
+    text += f" with {seeds(judged['half_width_seeds'])}; the margin is ±{100 * judged['half_width']:.1f} points"
+    if judged["seeds_needed"]:
+        text += f", and ±1 would take about {judged['seeds_needed']} seeds"
+    return f"{text}{not_compared}"
+
+
+def _about_best(judged: Mapping[str, Any], mean: Row | None) -> str:
     """Return the sentence on the best rate of an optimizer, its accuracy, and which rates are worse."""
-    if judged["best"] is None:
+    if mean is None:
         return ""
-    fact = next(fact for fact in judged["rates"] if fact["dropout"] == judged["best"])
-    accuracy = _spread(fact["test_accuracy"], 100, ".1f", " %")
-    said = f" Best in validation{among(judged['rates'])}: {judged['best']}, with a test accuracy of {accuracy}"
-    worse = [one["dropout"] for one in judged["comparisons"] if one["told_apart"] and one["mean"] > 0]
-    return f"{said}; worse: {listed(worse)}." if 0 < len(worse) < len(judged["comparisons"]) else f"{said}."
+    accuracy = _column(mean, "test_accuracy", 100, ".1f", " %")
+    text = f" Best in validation{_among(judged)}: {judged['best']}, with a test accuracy of {accuracy}"
+    worse = [pair["dropout"] for pair in judged["comparisons"] if pair["told_apart"] and pair["mean"] > 0]
+    return f"{text}; worse: {listed(worse)}." if 0 < len(worse) < len(judged["comparisons"]) else f"{text}."
 
 
-def among(facts: Sequence[Mapping[str, Any]]) -> str:
+def _among(judged: Mapping[str, Any]) -> str:
     """Return of which rates the best is the best, if not of all."""
-    return " among the rates at which no run diverged" if any(fact["diverged"] for fact in facts) else ""
+    diverged = any(rate["diverged"] for rate in judged["rates"])
+    return " among the rates at which no run diverged" if diverged else ""
+
+
+def _caveats(verdict: Mapping[str, Any]) -> list[str]:
+    """Return what the figures cover and what they do not, a sentence each."""
+    optimizers = list(verdict["optimizers"].values())
+    rates = [rate for judged in optimizers for rate in judged["rates"] if rate["runs"]]
+    if not rates:
+        return []
+    error = 100 * max(rate["standard_error_of_test_set"] for rate in rates)
+    standard_error = f"{verdict['test_images']:,} test images adds a standard error of up to {error:.1f} points."
+    if any(rate["runs"] > 1 for rate in rates):
+        tested = any(pair["p"] is not None for judged in optimizers for pair in judged["comparisons"])
+        caveats = [
+            "The 95 % t-intervals are not adjusted for multiple comparisons"
+            + ("; p is, by Holm's method for all pairs of rates." if tested else "."),
+            f"They reflect variation between seeds only; sampling {standard_error}",
+        ]
+    else:
+        caveats = [f"One run a rate allows neither intervals nor tests; sampling {standard_error}"]
+    if any(judged["best"] is not None and judged["comparisons"] for judged in optimizers):
+        by = "by the test images themselves" if verdict["validated_on"] == "test images" else "in the same runs"
+        caveats.append(f"The best was chosen {by}, which flatters its own figures.")
+    if any(len(judged["not_told_apart"]) > 2 for judged in optimizers):
+        caveats.append("The margin quoted is that of the least certain pair of rates.")
+    if any(judged["seeds_needed"] for judged in optimizers):
+        caveats.append("How many seeds it would take is a rough estimate.")
+    return caveats
+
+
+def computed_on(machines: Sequence[Mapping[str, Any]]) -> str:
+    """Return a sentence that names the kinds of machine that the variants were computed on, and where they differ."""
+    first = machines[0]["provenance"]
+    names = [name for name in first if any(machine["provenance"].get(name) != first[name] for machine in machines)]
+    kinds = [f"{len(machine['variants'])} variants on {_facts(machine['provenance'], names)}" for machine in machines]
+    return (
+        f"The variants were computed on {len(machines)} kinds of machine, which moves results within their spread: "
+        f"{'; '.join(kinds)}."
+    )
+
+
+def _facts(provenance: Mapping[str, Any], names: Iterable[str]) -> str:
+    """Return the named facts of a provenance as people read them."""
+    texts = []
+    for name in names:
+        value = provenance.get(name)
+        if isinstance(value, dict):
+            value = ", ".join(f"{key} {content}" for key, content in value.items()) or "none"
+        elif isinstance(value, list):
+            value = " ".join(value) or "none"
+        texts.append(f"{name.replace('_', ' ')} {value}")
+    return ", ".join(texts)
+
+
+def other_versions(machines: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return the packages whose versions, when variants were computed, were not those installed: a text for each."""
+    texts = []
+    for machine in machines:
+        for package, version in machine["provenance"]["versions"].items():
+            if package == "python":
+                continue
+            installed = importlib.metadata.version(package)
+            if version != installed:
+                texts.append(f"{package} {version} (installed: {installed})")
+    return list(dict.fromkeys(texts))
 
 
 def listed(values: Sequence[float], every: Sequence[float] = ()) -> str:
@@ -107,8 +204,8 @@ def seeds(counts: Iterable[int]) -> str:
 
     A rate without runs does not count.
     """
-    some = [count for count in counts if count]
-    least, most = min(some, default=0), max(some, default=0)
+    counts = [count for count in counts if count]
+    least, most = min(counts, default=0), max(counts, default=0)
     if most < 2:
         return ""
     return f"{most} seeds" if least == most else f"{least} to {most} seeds"

@@ -1,7 +1,8 @@
-"""What the study found: a row a variant, the best one, and what it confuses."""
+"""What the trained variants amount to: a row for each, the best one, what it confuses, where they were computed."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,15 +12,20 @@ from dropout_study import files
 from dropout_study.errors import StudyError
 from dropout_study.settings import Variant
 
+SIGNIFICANT_DIGITS = 6
+CONFUSION_COLUMNS = ("variant", "actual", "predicted", "images")
+# A variant's key before the suffix of a file; a killed write leaves the name behind a dot and a process number.
+VARIANT_FILE = re.compile(r"(\.\d+\.)?[a-z]+-[0-9.e+-]+-\d+\.(keras|csv|npy|json)")
+
 History = Sequence[Mapping[str, float]]  # a row an epoch
 
 
 class Result(NamedTuple):
-    """A row of the study: a variant, its last epoch's figures, and what it makes of the test images.
+    """A row of the study: a variant, the figures of its last epoch, and those of its predictions of the test images.
 
-    Losses are categorical cross-entropies in nats, accuracies shares. `diverged` is the epoch in which the loss
-    stopped being finite, or None; the test figures are then those of the last finite weights. `accuracy_gap` is how
-    far the training accuracy, which is taken with dropout on, is above the test accuracy: what is left of overfitting.
+    Losses are categorical cross-entropies in nats, accuracies shares. `diverged` is the epoch in which the training
+    diverged, or None; the test figures are then those of the last finite weights. `accuracy_gap` is how far the
+    training accuracy, which is taken with dropout on, is above the test accuracy: what is left of overfitting.
     """
 
     variant: str
@@ -37,20 +43,32 @@ class Result(NamedTuple):
     accuracy_gap: float
 
 
-def make_result(variant: Variant, history: Sequence[dict[str, str]], test_loss: float, test_accuracy: float) -> Result:
-    """Return the row of `variant` from the rows of its history and its figures on the test images."""
+def read_history(path: Path) -> History:
+    """Return the rows of a history that `train` wrote, an epoch each, exactly."""
+    return [{column: float(value) for column, value in row.items()} for row in files.read_csv(path)]
+
+
+def divergence_epoch(history: History) -> int | None:
+    """Return the epoch in which a training diverged, or None: `train` ends such a history with a loss of NaN."""
     last = history[-1]
-    epochs = int(last["epoch"])
-    figures: dict[str, Any] = {column: float(value) for column, value in last.items() if column != "epoch"}
-    diverged = None if all(map(math.isfinite, [*figures.values(), test_loss])) else epochs
+    return int(last["epoch"]) if math.isnan(last["validation_loss"]) else None
+
+
+def make_result(variant: Variant, history: History, log_probabilities: np.ndarray, labels: np.ndarray) -> Result:
+    """Return the row of `variant` from its history and its predictions of the test images.
+
+    `log_probabilities` are float32 [N, classes], `labels` integers [N].
+    """
+    last: dict[str, Any] = {column: value for column, value in history[-1].items() if column != "epoch"}
+    test_accuracy = float((log_probabilities.argmax(axis=1) == labels).mean())
     return Result(
         *variant,
-        epochs=epochs,
-        diverged=diverged,
-        **figures,
-        test_loss=test_loss,
+        epochs=int(history[-1]["epoch"]),
+        diverged=divergence_epoch(history),
+        **last,
+        test_loss=-float(log_probabilities[np.arange(len(labels)), labels].mean(dtype=np.float64)),
         test_accuracy=test_accuracy,
-        accuracy_gap=figures["train_accuracy"] - test_accuracy,
+        accuracy_gap=last["train_accuracy"] - test_accuracy,
     )
 
 
@@ -72,6 +90,28 @@ def read_results(path: Path = files.STUDY) -> list[Result]:
     ]
 
 
+def read_rates(path: Path = files.RATES) -> list[dict[str, Any]]:
+    """Return the rows of `statistics.rates` that `evaluate` wrote; raises `StudyError` if there are none yet."""
+    return [
+        {"optimizer": row.pop("optimizer"), "runs": int(row.pop("runs"))}
+        | {column: float(value) if value else None for column, value in row.items()}
+        for row in files.read_csv(path)
+    ]
+
+
+def rounded(value: Any) -> Any:
+    """Return `value` with every float in it, however deep, rounded to six significant digits, as people read tables."""
+    match value:
+        case dict():
+            return {key: rounded(content) for key, content in value.items()}
+        case list() | tuple():
+            return [rounded(content) for content in value]
+        case float():
+            return float(f"{value:.{SIGNIFICANT_DIGITS}g}")
+        case _:
+            return value
+
+
 def finished(results: Iterable[Result]) -> list[Result]:
     """Return the results of the runs that did not diverge."""
     return [result for result in results if result.diverged is None]
@@ -90,45 +130,35 @@ def choose_best(results: Iterable[Result]) -> Result:
     return max(candidates, key=lambda result: (result.validation_accuracy, -result.validation_loss))
 
 
-def summary(results: Sequence[Result], best: Result, rates: Iterable[dict[str, Any]]) -> dict[str, object]:
-    """Return what `dvc metrics diff` compares: the best variant, test accuracy and loss of each, and means by rate.
+def metrics(results: Iterable[Result], best: Result, rates: Iterable[Mapping[str, Any]]) -> dict[str, object]:
+    """Return what `dvc metrics diff` compares: the best variant, means by rate, and accuracy and loss of each variant.
 
-    `rates` are rows of `statistics.rates`.
+    `rates` are rows of `statistics.rates`. JSON has no NaN: a figure that is not finite is None.
     """
-    variants: dict[str, dict[str, float | None]] = {}
+
+    def figures(accuracy: float, loss: float) -> dict[str, float | None]:
+        return {"accuracy": accuracy, "loss": loss if math.isfinite(loss) else None}
+
+    variants: dict[str, dict[str, Any]] = {}
     for result in results:
-        variants[result.variant] = {
-            "accuracy": _rounded(result.test_accuracy),
-            "loss": _rounded(result.test_loss),
-        }
-        if result.diverged is not None:
-            variants[result.variant]["diverged"] = result.diverged
-    means = {
-        f"{row['optimizer']}-{row['dropout']}": {
-            "accuracy": _rounded(row["test_accuracy"]),
-            "loss": _rounded(row["test_loss"]),
-        }
-        for row in rates
-    }
+        diverged = {} if result.diverged is None else {"diverged": result.diverged}
+        variants[result.variant] = figures(result.test_accuracy, result.test_loss) | diverged
     return {
-        "best": {
-            "variant": best.variant,
-            **{column: _rounded(getattr(best, column)) for column in Result._fields[8:12]},
+        "best": {"variant": best.variant, **{column: getattr(best, column) for column in Result._fields[8:12]}},
+        "means": {
+            f"{row['optimizer']}-{row['dropout']}": figures(row["test_accuracy"], row["test_loss"]) for row in rates
         },
-        "means": means,
         "variants": variants,
     }
 
 
-def _rounded(value: float) -> float | None:
-    return round(value, 6) if math.isfinite(value) else None
-
-
 def confusion(labels: np.ndarray, predicted: np.ndarray, classes: Sequence[str]) -> list[tuple[str, str, int]]:
-    """Return how many test images of each class (first) are taken for each class (second), a row a pair."""
-    from sklearn.metrics import confusion_matrix  # half a second that only this function needs
+    """Return how many images of each class (first) are predicted to be of each class (second), a row a pair.
 
-    counts = confusion_matrix(labels, predicted, labels=range(len(classes)))
+    `labels` and `predicted` are integers [N] that index `classes`.
+    """
+    pairs = labels.astype(int) * len(classes) + predicted
+    counts = np.bincount(pairs, minlength=len(classes) ** 2).reshape(len(classes), -1)
     return [
         (actual, taken_for, int(counts[i, j]))
         for i, actual in enumerate(classes)
@@ -137,9 +167,9 @@ def confusion(labels: np.ndarray, predicted: np.ndarray, classes: Sequence[str])
 
 
 def most_confident_mistakes(labels: np.ndarray, probabilities: np.ndarray, count: int) -> np.ndarray:
-    """Return the indices of the `count` images that are most confidently taken for a wrong class, worst first.
+    """Return the indices of the `count` images for which a wrong class has the highest probability, worst first.
 
-    `labels` [N] are the classes, `probabilities` [N, classes] what a network gives them; there may be fewer mistakes.
+    `labels` are integers [N], `probabilities` float [N, classes]; there may be fewer mistakes.
     """
     wrong = np.flatnonzero(probabilities.argmax(axis=1) != labels)
     return wrong[np.argsort(-probabilities[wrong].max(axis=1), kind="stable")][:count]
@@ -154,19 +184,33 @@ def by_rate(results: Iterable[Result]) -> dict[tuple[str, float], list[Result]]:
     return dict(sorted(groups.items(), key=lambda group: (order.index(group[0][0]), group[0][1])))
 
 
-def remove_strangers(variants: Iterable[Variant]) -> list[Path]:
-    """Remove and return the trained files of variants that are not in the study: DVC leaves them behind.
+def machines(provenances: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the kinds of machine that the variants were computed on, each with the keys of its variants.
 
-    Nothing is lost: DVC has them in its cache, and takes them from there when the variant comes back.
+    `provenances` are by key what `train` wrote; the kind of most variants comes first.
     """
-    keys = [variant.key for variant in variants]
-    expected = {name(key) for key in keys for name in (files.weights_file, files.history_file, files.timing_file)}
-    found = [
-        *files.VARIANTS.glob("*.weights.h5"),
-        *files.HISTORY.glob("*.csv"),
-        *files.TIMING.glob("*.json"),
+    kinds: list[dict[str, Any]] = []
+    for key, provenance in provenances.items():
+        for kind in kinds:
+            if kind["provenance"] == provenance:
+                kind["variants"].append(key)
+                break
+        else:
+            kinds.append({"provenance": provenance, "variants": [key]})
+    return sorted(kinds, key=lambda kind: -len(kind["variants"]))
+
+
+def remove_stale_files(keys: Collection[str]) -> list[Path]:
+    """Remove and return the trained files of variants that are not among `keys`, which DVC leaves where they are.
+
+    Only files with the name of a variant are removed, and those that a killed write left; others are not the study's.
+    """
+    stale = [
+        path
+        for directory in (files.VARIANTS, files.HISTORY, files.PREDICTIONS, files.PROVENANCE)
+        for path in sorted(directory.glob("*"))
+        if VARIANT_FILE.fullmatch(path.name) and path.stem not in keys
     ]
-    strangers = sorted(path for path in found if path not in expected)
-    for path in strangers:
+    for path in stale:
         path.unlink()
-    return strangers
+    return stale

@@ -16,6 +16,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from dropout_study import files
+from dropout_study.architecture import is_pooled
 from dropout_study.datasets import DATASETS
 from dropout_study.errors import StudyError
 
@@ -123,7 +124,7 @@ class Study(_Section):
     def _distinct(cls, values: list[Any]) -> list[Any]:
         for i, value in enumerate(values):
             if value in values[:i]:
-                raise ValueError(f"{value} stands twice; name each value once")
+                raise ValueError(f"duplicate value {value}")
         return values
 
 
@@ -153,6 +154,18 @@ class Settings(_Section):
             problem = f"{key}: {files.SETTINGS} has no such variant" if key else "no variant was named"
             raise StudyError(f"{problem}; name one of its {len(variants)}, such as {', '.join(near)}")
         return variants[key]
+
+    def training_values(self, variant: Variant) -> dict[str, Any]:
+        """Return all settings that the training of `variant` depends on, by what takes them."""
+        return {
+            "network": {**self.network.model_dump(), "dropout": variant.dropout, "seed": variant.seed},
+            "optimizer": variant.optimizer,
+            "learning_rate": getattr(self.train.learning_rate, variant.optimizer),
+            "fit": {
+                **self.train.model_dump(include={"epochs", "batch_size", "learning_rate_decay"}),
+                "seed": variant.seed,
+            },
+        }
 
     @property
     def classes(self) -> int:
@@ -218,12 +231,13 @@ def _contradictions(settings: Settings) -> list[str]:
             f"train.batch_size = {settings.train.batch_size}: larger than the data, which leaves "
             f"{settings.images_to_train_on} images to train on; take at most that"
         )
-    pools = len(settings.network.filters) - 1
-    if 2**pools > dataset.image_size:
+    filters = settings.network.filters
+    pools = sum(is_pooled(i) for i in range(1, len(filters) + 1))
+    most_pools = int(math.log2(dataset.image_size))
+    if pools > most_pools:
         problems.append(
-            f"network.filters = {settings.network.filters}: each filter count after the first halves the "
-            f"image, and {settings.dataset} has {dataset.image_size} pixels a side; "
-            f"name at most {int(math.log2(dataset.image_size)) + 1}"
+            f"network.filters = {filters}: pooling halves the image {pools} times, and {settings.dataset} has "
+            f"{dataset.image_size} pixels a side; name at most {len(filters) - pools + most_pools}"
         )
     return problems
 
@@ -239,9 +253,9 @@ def _explain(details: ErrorDetails) -> str:
             parent: Any = Settings
             for part in location[:-1]:
                 parent = parent.model_fields[str(part)].annotation
-            known = list(parent.model_fields)
-            near = difflib.get_close_matches(str(location[-1]), known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(known)}"
+            keys = list(parent.model_fields)
+            near = difflib.get_close_matches(str(location[-1]), keys, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"allowed here: {', '.join(keys)}"
             return f"{key}: unknown key; {hint}"
         case "value_error":
             allowed = str(details["ctx"]["error"])

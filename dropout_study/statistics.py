@@ -1,4 +1,4 @@
-"""The verdict: which dropout rate is best, as far as the seeds can tell.
+"""The numbers of the verdict: which dropout rate is best, as far as the seeds can tell.
 
 Every statement is about one optimizer. Intervals and tests are Student's t over seeds; rates are compared in pairs
 over the seeds that both have, because a seed fixes weights and shuffling and so is common to all rates.
@@ -11,14 +11,13 @@ rates: that holds whichever rate is chosen, and lets one speak of a group of rat
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import chain, combinations
+from itertools import combinations
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import stats
 
-from dropout_study import report
 from dropout_study.results import Result, by_rate, finished
 
 CONFIDENCE = 0.95
@@ -29,7 +28,7 @@ RATE_COLUMNS = (
     "runs",
     *(f"{quantity}{what}" for quantity in QUANTITIES for what in ("", "_low", "_high", "_guessing")),
 )
-WANTED = 0.01  # half a width of an interval that would do: one point of accuracy
+TARGET_HALF_WIDTH = 0.01  # of the interval of a difference: one point of accuracy
 
 
 class Interval(NamedTuple):
@@ -87,20 +86,20 @@ def _quantile(count: int) -> float:
     return float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1))
 
 
-def difference(dropout: float, best: Mapping[int, float], other: Mapping[int, float], step: float) -> Difference:
-    """Return by how much `best` exceeds `other`, two mappings from seed to test accuracy, over the seeds of both.
+def difference(dropout: float, best: Mapping[int, float], rest: Mapping[int, float], step: float) -> Difference:
+    """Return by how much `best` exceeds `rest`, two mappings from seed to test accuracy, over the seeds of both.
 
     p is that of the paired t-test. Accuracies come in steps of one test image, `step`; the standard deviation of the
     differences is taken to be at least that, because a few equal ones are no proof that there is no spread.
     """
-    pairs = [best[seed] - other[seed] for seed in best if seed in other]
+    pairs = [best[seed] - rest[seed] for seed in best if seed in rest]
     if not pairs:
         return Difference(dropout, 0, None, None, None, None)
-    found = interval(pairs, step)
+    mean_difference = interval(pairs, step)
     if len(pairs) < 2:
-        return Difference(dropout, 1, *found, p=None)
-    t = found.mean / (max(stdev(pairs), step) / math.sqrt(len(pairs)))
-    return Difference(dropout, len(pairs), *found, p=float(2 * stats.t.sf(abs(t), len(pairs) - 1)))
+        return Difference(dropout, 1, *mean_difference, p=None)
+    t = mean_difference.mean / (max(stdev(pairs), step) / math.sqrt(len(pairs)))
+    return Difference(dropout, len(pairs), *mean_difference, p=float(2 * stats.t.sf(abs(t), len(pairs) - 1)))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -142,21 +141,21 @@ def rates(results: Iterable[Result], classes: int) -> list[dict[str, Any]]:
             continue
         row: dict[str, Any] = {"optimizer": optimizer, "dropout": dropout, "runs": len(runs)}
         for quantity in QUANTITIES:
-            found = interval([getattr(result, quantity) for result in runs])
-            row |= {quantity: found.mean, f"{quantity}_low": found.low, f"{quantity}_high": found.high}
+            mean, low, high = interval([getattr(result, quantity) for result in runs])
+            row |= {quantity: mean, f"{quantity}_low": low, f"{quantity}_high": high}
             row[f"{quantity}_guessing"] = guessing[quantity]
         rows.append(row)
     return rows
 
 
 def verdict(results: Sequence[Result], test_images: int, validation: float | str) -> dict[str, Any]:
-    """Return what `metrics/verdict.json` holds: for each optimizer its rates, comparisons and what follows.
+    """Return what follows from the results for each optimizer: which rate is best, and the differences to it.
 
     `test_images` is the number of images that the test accuracies are of, `validation` the setting
     `normalize.validation`: "test" if the best was chosen by the test images.
     """
     optimizers = dict.fromkeys(result.optimizer for result in results)
-    found: dict[str, Any] = {
+    return {
         "confidence": CONFIDENCE,
         "test_images": test_images,
         "validated_on": "test images" if validation == "test" else "held-out images",
@@ -167,46 +166,25 @@ def verdict(results: Sequence[Result], test_images: int, validation: float | str
             for optimizer in optimizers
         },
     }
-    found = _rounded(found)
-    return found | {"paragraph": report.paragraph(found)}
-
-
-def _rounded(value: Any) -> Any:
-    """Return `value` with every float in it rounded to six significant digits."""
-    match value:
-        case dict():
-            return {key: _rounded(one) for key, one in value.items()}
-        case list():
-            return [_rounded(one) for one in value]
-        case float():
-            return float(f"{value:.6g}")
-        case _:
-            return value
 
 
 def _judge(results: Sequence[Result], test_images: int) -> dict[str, Any]:
     """Return the part of the verdict that is about one optimizer."""
     groups = {dropout: group for (_, dropout), group in by_rate(results).items()}
     runs_by_rate = {dropout: finished(group) for dropout, group in groups.items()}
-    facts = []
-    for dropout, runs in runs_by_rate.items():
-        diverged = [result.variant for result in groups[dropout] if result.diverged is not None]
-        fact: dict[str, Any] = {"dropout": dropout, "runs": len(runs), "diverged": diverged}
-        if runs:
-            shares = [result.test_accuracy for result in runs]
-            fact["validation_accuracy"] = fmean(result.validation_accuracy for result in runs)
-            fact["test_accuracy"] = interval(shares)._asdict()
-            fact["test_accuracy_standard_error_of_test_set"] = math.sqrt(
-                fmean(share * (1 - share) for share in shares) / test_images
-            )
-            fact["test_loss"] = interval([result.test_loss for result in runs])._asdict()
-        facts.append(fact)
-
+    facts = [
+        {
+            "dropout": dropout,
+            "runs": len(runs),
+            "diverged": [result.variant for result in groups[dropout] if result.diverged is not None],
+            "standard_error_of_test_set": _test_set_error([run.test_accuracy for run in runs], test_images),
+        }
+        for dropout, runs in runs_by_rate.items()
+    ]
     # A rate at which a run diverged is not the best, however well the others went.
     candidates = [dropout for dropout in groups if len(runs_by_rate[dropout]) == len(groups[dropout])]
     if not candidates:
-        conclusion = _conclusion("none", "no statement: at every rate a run diverged")
-        return {**conclusion, "best": None, "rates": facts, "comparisons": []}
+        return {**_conclusion("none", reason="all diverged"), "best": None, "rates": facts, "comparisons": []}
     best = max(
         candidates,
         key=lambda dropout: (
@@ -218,11 +196,18 @@ def _judge(results: Sequence[Result], test_images: int) -> dict[str, Any]:
     pairs = compare_all(accuracies, best, 1 / test_images)
     comparisons = [pairs[frozenset({best, dropout})] for dropout in groups if dropout != best]
     return {
-        **conclude(best, len(runs_by_rate[best]), pairs, report.among(facts)),
+        **conclude(best, len(runs_by_rate[best]), pairs),
         "best": best,
         "rates": facts,
-        "comparisons": [one._asdict() | {"told_apart": one.told_apart} for one in comparisons],
+        "comparisons": [comparison._asdict() | {"told_apart": comparison.told_apart} for comparison in comparisons],
     }
+
+
+def _test_set_error(accuracies: Sequence[float], test_images: int) -> float | None:
+    """Return the standard error that the choice of the test images leaves in an accuracy; None without runs."""
+    if not accuracies:
+        return None
+    return math.sqrt(fmean(share * (1 - share) for share in accuracies) / test_images)
 
 
 def compare_all(
@@ -234,73 +219,72 @@ def compare_all(
     """
     order = sorted(accuracies, key=lambda dropout: (dropout != best, dropout))
     pairs = {
-        frozenset({one, other}): difference(other, accuracies[one], accuracies[other], step)
-        for one, other in combinations(order, 2)
+        frozenset({first, second}): difference(second, accuracies[first], accuracies[second], step)
+        for first, second in combinations(order, 2)
     }
-    p_values = {pair: found.p for pair, found in pairs.items() if found.p is not None}
+    p_values = {pair: compared.p for pair, compared in pairs.items() if compared.p is not None}
     corrected = dict(zip(p_values, holm(list(p_values.values())), strict=True))
-    return {pair: found._replace(p_holm=corrected.get(pair)) for pair, found in pairs.items()}
+    return {pair: compared._replace(p_holm=corrected.get(pair)) for pair, compared in pairs.items()}
 
 
-def _conclusion(
-    status: str,
-    sentence: str,
-    not_told_apart: Sequence[float] = (),
-    one_group: bool = False,
-    half_width: float | None = None,
-    seeds_needed: int | None = None,
-) -> dict[str, Any]:
-    return {
-        "status": status,
-        "sentence": sentence,
-        "not_told_apart": [*not_told_apart],
-        "one_group": one_group,
-        "half_width": half_width,
-        "seeds_needed": seeds_needed,
+def _conclusion(status: str, **facts: Any) -> dict[str, Any]:
+    nothing: dict[str, Any] = {
+        "reason": None,
+        "better": [],
+        "not_compared": [],
+        "not_told_apart": [],
+        "one_group": False,
+        "half_width": None,
+        "half_width_seeds": [],
+        "seeds_needed": None,
     }
+    return {"status": status} | nothing | facts
 
 
-def conclude(best: float, seeds: int, pairs: Mapping[frozenset[float], Difference], among: str) -> dict[str, Any]:
+def conclude(best: float, seeds: int, pairs: Mapping[frozenset[float], Difference]) -> dict[str, Any]:
     """Return what follows from the differences of all `pairs` of rates if `best`, with `seeds` runs, won in validation.
 
-    It won `among` the rates that this names, or all if it is empty. The keys are `sentence`; `status`, which is "best",
-    "tied", "contradicted" (another rate did better on the test images) or "none"; and of ties `not_told_apart`, the
-    best and the rates that are not told apart from it, `one_group`, whether they are not from each other either,
-    `half_width`, half the widest interval of their differences (if they are not one group, of those to the best), and
-    `seeds_needed` to make that a point of accuracy (None if it is not wider).
-    """
-    comparisons = [found for pair, found in pairs.items() if best in pair]
-    if not comparisons:
-        return _conclusion("none", f"no statement: {best} is the only rate")
-    if seeds < 2:
-        return _conclusion("none", "one seed: no statement")
-    compared = [one for one in comparisons if one.seeds > 1]
-    if not compared:
-        return _conclusion("none", f"no statement: {best} is the only rate with two runs that did not diverge")
-    others = [one.dropout for one in comparisons if one.seeds < 2]
-    but = f" (not compared, because too many runs diverged: {report.listed(others)})" if others else ""
-    better = [one.dropout for one in compared if one.told_apart and (one.mean or 0) < 0]
-    if better:
-        said = f"no rate is best: {best} did best in validation{among}, "
-        said += f"but {report.listed(better)} did better on the test images{but}"
-        return _conclusion("contradicted", said)
-    tied = [one for one in compared if not one.told_apart]
-    if not tied:
-        return _conclusion("best", f"{best} is best{but}")
+    `status` is one of these:
 
-    same = sorted([best, *(one.dropout for one in tied)])
-    within = [pairs[frozenset(pair)] for pair in combinations(same, 2)]
-    one_group = not any(one.told_apart for one in within)
-    if one_group:
-        said = f"{report.listed(same, sorted({*chain(*pairs)}))} cannot be told apart"
-        known = [one for one in within if one.seeds > 1]
-    else:
-        said = f"{best} cannot be told apart from {report.listed([one.dropout for one in tied])}"
-        known = tied
-    widest = max(known, key=lambda one: one.half_width)
-    half, needed = widest.half_width, None
-    said += f" with {report.seeds(one.seeds for one in known)}; the difference is known to ±{100 * half:.1f} points"
-    if half > WANTED:
-        needed = seeds_needed(half * math.sqrt(widest.seeds) / _quantile(widest.seeds), WANTED)
-        said += f", ±{100 * WANTED:g} would take about {needed} seeds"
-    return _conclusion("tied", said + but, same, one_group, half, needed)
+    - "best": every rate that can be compared is worse.
+    - "tied": `not_told_apart` are the best and the rates that are not told apart from it; `one_group` says whether
+      these are not told apart from each other either. `half_width` is half the widest interval of their differences
+      (without `one_group`, of those to the best), from the least and most seeds in `half_width_seeds`. `seeds_needed`
+      would make it a point of accuracy; None if it is not wider.
+    - "contradicted": the rates in `better` did better than `best` on the test images.
+    - "none": no statement; the `reason` is "one rate", "one seed" or "no pairs".
+
+    Rates in `not_compared` have too few runs that did not diverge.
+    """
+    comparisons = [pair for names, pair in pairs.items() if best in names]
+    if not comparisons:
+        return _conclusion("none", reason="one rate")
+    if seeds < 2:
+        return _conclusion("none", reason="one seed")
+    compared = [pair for pair in comparisons if pair.seeds > 1]
+    if not compared:
+        return _conclusion("none", reason="no pairs")
+    not_compared = [pair.dropout for pair in comparisons if pair.seeds < 2]
+    better = [pair.dropout for pair in compared if pair.told_apart and (pair.mean or 0) < 0]
+    if better:
+        return _conclusion("contradicted", better=better, not_compared=not_compared)
+    tied = [pair for pair in compared if not pair.told_apart]
+    if not tied:
+        return _conclusion("best", not_compared=not_compared)
+
+    same = sorted([best, *(pair.dropout for pair in tied)])
+    within = [pairs[frozenset(names)] for names in combinations(same, 2)]
+    one_group = not any(pair.told_apart for pair in within)
+    counted = [pair for pair in within if pair.seeds > 1] if one_group else tied
+    widest = max(counted, key=lambda pair: pair.half_width)
+    deviation = widest.half_width * math.sqrt(widest.seeds) / _quantile(widest.seeds)
+    too_wide = widest.half_width > TARGET_HALF_WIDTH
+    return _conclusion(
+        "tied",
+        not_compared=not_compared,
+        not_told_apart=same,
+        one_group=one_group,
+        half_width=widest.half_width,
+        half_width_seeds=[min(pair.seeds for pair in counted), max(pair.seeds for pair in counted)],
+        seeds_needed=seeds_needed(deviation, TARGET_HALF_WIDTH) if too_wide else None,
+    )

@@ -5,16 +5,29 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-import keras
 import numpy as np
-import tensorflow as tf
 
-from dropout_study.network import Batch, make_measure, shards_at_once, training_logits
+from dropout_study.devices import tensorflow_loading
+from dropout_study.network import (
+    cross_entropy,
+    image_signature,
+    log_probabilities,
+    make_inference,
+    shards_at_once,
+    training_logits,
+)
+
+with tensorflow_loading():
+    import keras
+    import tensorflow as tf
 
 NAN = float("nan")
 
+# A training step: a batch of images and labels to the sum of losses and the number of correct predictions.
+Step = Callable[[np.ndarray, np.ndarray], tuple[tf.Tensor, tf.Tensor]]
 
-class Images(NamedTuple):
+
+class LabelledImages(NamedTuple):
     """Normalized images, float32 [N, H, W, C], and their labels, uint8 [N]; memory-mapped arrays will do."""
 
     images: np.ndarray
@@ -32,27 +45,35 @@ class Epoch(NamedTuple):
 
 
 class Divergence(NamedTuple):
-    """Where the loss stopped being finite: epoch and step, both counted from 1."""
+    """Where the loss stopped being finite: epoch and step, both counted from 1; step None: after the last one."""
 
     epoch: int
-    step: int
+    step: int | None
 
 
 @dataclass
-class Training:
-    """What a training has come to after some epochs."""
+class TrainingRecord:
+    """What is known of a training after some epochs: a row and the seconds of each, and whether it diverged."""
 
     history: list[Epoch] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
     diverged: Divergence | None = None
 
+    def mark_diverged(self, step: int | None = None) -> None:
+        """Record that the last epoch diverged, in `step`: the NaN in its row is what `divergence_epoch` reads."""
+        last = self.history[-1]
+        self.diverged = Divergence(last.epoch, step)
+        self.history[-1] = last._replace(validation_loss=NAN, validation_accuracy=NAN)
+
     def to_json(self) -> dict[str, Any]:
-        """Return it as JSON holds it."""
+        """Return the record as JSON holds it."""
         return {"history": self.history, "seconds": self.seconds, "diverged": self.diverged}
 
     @classmethod
-    def from_json(cls, value: dict[str, Any]) -> "Training":
-        """Return what `to_json` saved."""
+    def from_json(cls, value: dict[str, Any] | None) -> "TrainingRecord":
+        """Return the record that `to_json` saved, or an empty one for None."""
+        if value is None:
+            return cls()
         diverged = value["diverged"] and Divergence(*value["diverged"])
         return cls([Epoch(*row) for row in value["history"]], value["seconds"], diverged)
 
@@ -84,67 +105,75 @@ def epoch_learning_rate(first: float, decay: float, epoch: int) -> float:
     return first * decay ** (epoch - 1)
 
 
-def train(
+def fit(
     network: keras.Model,
     optimizer: keras.Optimizer,
-    train: Images,
-    validation: Images,
+    data: LabelledImages,
+    validation_data: LabelledImages,
     *,
-    dropout: float,
     epochs: int,
     batch_size: int,
     learning_rate_decay: float,
     seed: int,
     shards: int = 1,
-    so_far: Training | None = None,
-    on_epoch: Callable[[Training], None] = lambda training: None,
+    record: TrainingRecord | None = None,
+    on_epoch: Callable[[TrainingRecord], None] = lambda record: None,
     on_step: Callable[[], None] = lambda: None,
-) -> Training:
-    """Train `network` in place and return how it went; `on_epoch` is called after each epoch, `on_step` each step.
+) -> TrainingRecord:
+    """Train `network` in place up to `epochs` epochs, and return the record of it.
 
-    Every epoch sees every image once, in an order of its own; the last batch may be short. The loss is the
-    categorical cross-entropy. After each epoch the learning rate is multiplied by `learning_rate_decay`.
+    Every epoch takes every image of `data` once, in an order that `seed` and the epoch draw, in batches of `batch_size`
+    of which the last may be short; each batch is computed in `shards` at once. The loss is the categorical
+    cross-entropy; dropout is that of the network's layers. The learning rate is the optimizer's in the first epoch, and
+    is multiplied by `learning_rate_decay` after each. `optimizer` has to be built.
 
-    Every batch is computed in `shards` at once. `optimizer` has to be built. To go on with a training, pass `so_far`
-    as `on_epoch` got it, and network and optimizer in the state that they then had; nothing else is remembered from
-    one epoch to the next.
+    `on_step` is called after each step, `on_epoch` after each epoch with the record so far. To resume, pass that
+    `record`, and network and optimizer in the state that they had then: nothing else is carried from epoch to epoch.
 
-    When a loss or a weight stops being finite, training ends: the history's last row is that epoch, with a
-    validation loss that is not finite, and `network` has the weights of the last epoch before it (the initial ones
-    if none).
+    When a loss or a weight stops being finite, training ends: the last row of the history is that epoch's, with NaN for
+    its validation figures, and `network` gets the weights of the epoch before (the initial ones if there is none).
     """
-    step = make_step(network, optimizer, dropout=dropout, seed=seed, shards=shards)
-    measure = make_measure(network, shards)
+    step = make_step(network, optimizer, shards)
+    infer = make_inference(network, shards)
     first_rate = float(optimizer.learning_rate)
-    training = so_far or Training()
+    record = record or TrainingRecord()
     weights = network.get_weights()
-    for epoch in range(len(training.history) + 1, epochs + 1):
-        if training.diverged:
+    for epoch in range(len(record.history) + 1, epochs + 1):
+        if record.diverged:
             break
         start = time.perf_counter()
         optimizer.learning_rate.assign(epoch_learning_rate(first_rate, learning_rate_decay, epoch))
-        order = epoch_order(len(train.labels), seed, epoch)
-        loss, accuracy, failed_step = _train_epoch(step, train, order, batch_size, on_step)
-        measured = measure(*validation) if failed_step is None else None
-        row = Epoch(epoch, loss, accuracy, *(measured[:2] if measured else (NAN, NAN)))
+        order = epoch_order(len(data.labels), seed, epoch)
+        loss, accuracy, failed_step = _fit_epoch(step, data, order, batch_size, on_step)
+        validation = (NAN, NAN) if failed_step else measure(infer, validation_data)
+        record.history.append(Epoch(epoch, loss, accuracy, *validation))
         trained = network.get_weights()
-        if np.isfinite(row.validation_loss) and all(np.isfinite(weight).all() for weight in trained):
+        if np.isfinite(validation[0]) and all(np.isfinite(weight).all() for weight in trained):
             weights = trained
         else:
-            training.diverged = Divergence(epoch, failed_step or -(-len(order) // batch_size))
-            row = row._replace(validation_loss=NAN, validation_accuracy=NAN)
+            record.mark_diverged(failed_step)
             network.set_weights(weights)
-        training.history.append(row)
-        training.seconds.append(time.perf_counter() - start)
-        optimizer.learning_rate.assign(first_rate)
-        on_epoch(training)
-    return training
+        record.seconds.append(time.perf_counter() - start)
+        optimizer.learning_rate.assign(first_rate)  # a checkpoint holds the first rate, whatever its epoch
+        on_epoch(record)
+    return record
 
 
-def _train_epoch(
-    step: Batch, data: Images, order: np.ndarray, batch_size: int, on_step: Callable[[], None]
+def predict_test(network: keras.Model, images: np.ndarray, shards: int, record: TrainingRecord) -> np.ndarray:
+    """Return the log-probabilities, float32 [N, classes], that the trained `network` gives the test images.
+
+    If they are not finite, though all losses and weights were, `record` says from here on that the last epoch diverged.
+    """
+    predictions = log_probabilities(make_inference(network, shards)(images))
+    if not (record.diverged or np.isfinite(predictions).all()):
+        record.mark_diverged()
+    return predictions
+
+
+def _fit_epoch(
+    step: Step, data: LabelledImages, order: np.ndarray, batch_size: int, on_step: Callable[[], None]
 ) -> tuple[float, float, int | None]:
-    """Return mean loss, accuracy and, if a loss was not finite, the step (from 1) at which it was."""
+    """Return mean loss and accuracy and, if a loss was not finite, the step (from 1) in which it was."""
     total_loss = correct = 0.0
     for number, start in enumerate(range(0, len(order), batch_size), start=1):
         batch = order[start : start + batch_size]
@@ -157,8 +186,8 @@ def _train_epoch(
     return total_loss / len(order), correct / len(order), None
 
 
-def make_step(network: keras.Model, optimizer: keras.Optimizer, *, dropout: float, seed: int, shards: int) -> Batch:
-    """Return one training step, traced once: images and labels to the sum of losses and the number of hits.
+def make_step(network: keras.Model, optimizer: keras.Optimizer, shards: int) -> Step:
+    """Return one training step, traced once for batches of any size.
 
     The batch is computed in `shards` that run at once, a thread each, and their gradients are added up in a fixed
     order. `optimizer` has to be built; its number of iterations is the step that the dropout masks depend on.
@@ -167,21 +196,18 @@ def make_step(network: keras.Model, optimizer: keras.Optimizer, *, dropout: floa
 
     def shard_step(images: tf.Tensor, labels: tf.Tensor, numbers: tf.Tensor, count: tf.Tensor) -> Any:
         with tf.GradientTape() as tape:
-            logits = training_logits(
-                network, images, numbers, dropout=dropout, seed=seed, step=optimizer.iterations.value
-            )
-            classes = tf.cast(labels, tf.int32)
-            loss = tf.reduce_sum(tf.nn.sparse_softmax_cross_entropy_with_logits(classes, logits))
+            logits = training_logits(network, images, numbers, optimizer.iterations.value)
+            loss = tf.reduce_sum(cross_entropy(labels, logits))
             mean = loss / tf.cast(count, tf.float32)
         gradients = tape.gradient(mean, [variable.value for variable in variables])
-        return gradients, loss, tf.math.count_nonzero(tf.argmax(logits, 1, tf.int32) == classes)
+        return gradients, loss, tf.math.count_nonzero(tf.argmax(logits, 1, tf.int32) == tf.cast(labels, tf.int32))
 
     @tf.function(jit_compile=True, autograph=False)
     def update(gradients: list[tf.Tensor]) -> None:
         optimizer.apply(gradients, variables)
 
-    @shards_at_once(network, shards)
-    def step(images: tf.Tensor, labels: tf.Tensor, parts: list[slice]) -> tuple[tf.Tensor, tf.Tensor]:
+    @shards_at_once(shards, [image_signature(network), tf.TensorSpec([None], tf.uint8)])
+    def step(parts: list[slice], images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         count = tf.shape(labels)[0]
         numbers = tf.range(count)
         by_shard = [shard_step(images[part], labels[part], numbers[part], count) for part in parts]
@@ -194,3 +220,11 @@ def make_step(network: keras.Model, optimizer: keras.Optimizer, *, dropout: floa
         return tf.add_n(losses) + 0 * health, tf.add_n(hits)
 
     return step
+
+
+def measure(infer: Callable[[np.ndarray], tf.Tensor], data: LabelledImages) -> tuple[float, float]:
+    """Return mean loss in nats and accuracy, a share, of the network whose inference `infer` is, without dropout."""
+    logits = infer(data.images)
+    losses = cross_entropy(data.labels, logits).numpy()
+    accuracy = (logits.numpy().argmax(axis=1) == data.labels).mean()
+    return float(losses.mean(dtype=np.float64)), float(accuracy)

@@ -1,11 +1,12 @@
 """Draw the pictures; write the tables behind `dvc plots show`, and the script that its page needs."""
 
+import numpy as np
 import vl_convert
 
-from dropout_study import figures, files, page_tables, statistics
+from dropout_study import figures, files, page_tables, report
 from dropout_study.errors import run_stage
 from dropout_study.progress import say
-from dropout_study.results import read_results
+from dropout_study.results import read_history, read_rates, read_results, rounded
 from dropout_study.settings import load_settings
 
 VEGA_LITE = "6.4"  # goes with the Vega and Vega-Embed that vl_convert puts into the script; page.html names all three
@@ -18,19 +19,13 @@ def main() -> None:
     transform = files.read_json(files.STATISTICS)
     counts = files.read_array(files.PIXEL_COUNTS)
     pixels = page_tables.pixel_rows(counts, transform["scale"], transform["offset"], transform["method"])
-    files.write_csv(files.PIXELS, page_tables.PIXEL_COLUMNS, pixels)
+    files.write_csv(files.PIXELS, page_tables.PIXEL_COLUMNS, rounded(pixels))
 
     classes = files.read_json(files.CLASSES)
-    results = read_results()
-    histories = {
-        result.variant: [
-            {column: float(value) for column, value in row.items()}
-            for row in files.read_csv(files.history_file(result.variant))
-        ]
-        for result in results
-    }
-    files.write_csv(files.HISTORIES, page_tables.HISTORY_COLUMNS, page_tables.history_rows(results, histories))
-    summary = page_tables.summary_rows(dataset, results, files.read_json(files.VERDICT)["paragraph"])
+    results, rates = read_results(), read_rates()
+    histories = {result.variant: read_history(files.history_file(result.variant)) for result in results}
+    files.write_csv(files.HISTORIES, page_tables.HISTORY_COLUMNS, rounded(page_tables.history_rows(results, histories)))
+    summary = page_tables.summary_rows(dataset, results, report.paragraph(files.read_json(files.VERDICT), rates))
     files.write_csv(files.SUMMARY, page_tables.SUMMARY_COLUMNS, summary)
 
     images, labels = (
@@ -41,8 +36,7 @@ def main() -> None:
     cells = files.read_csv(files.CONFUSION)
     confusion = [(cell["actual"], cell["predicted"], int(cell["images"])) for cell in cells]
     best = cells[0]["variant"]
-    probabilities = files.read_array(files.predictions_file(best))
-    rates = statistics.rates(results, len(classes))
+    probabilities = np.exp(files.read_array(files.predictions_file(best)))
     pictures = {
         "samples": figures.samples(images["train"][shown], [classes[i] for i in labels["train"][shown]], dataset),
         "accuracy": figures.by_dropout(rates, results, "test_accuracy"),

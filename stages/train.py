@@ -1,99 +1,77 @@
-"""Train one variant of the study: its weights, its history and how long it took.
+"""Train one variant: its model, its history, its predictions of the test images, and on what it was computed.
 
-DVC names the variant in DVC_STAGE (train@<key>); by hand, name it as an argument. A run that was killed goes on
-from its last checkpoint.
+DVC names the variant in DVC_STAGE (train@<key>); by hand, name it as an argument. A run that was killed resumes from
+its last checkpoint. All that is printed is appended to logs/<key>.log.
 """
 
 import os
 from pathlib import Path
 
-from dropout_study import files
+from dropout_study import devices, files
 from dropout_study.checkpoint import Checkpoints, fingerprint, locked
 from dropout_study.errors import interrupts_held, run_stage
-from dropout_study.progress import TrainingReport, cores, machine, without_start_up_noise
+from dropout_study.progress import TrainingReport, logged, without_start_up_noise
 from dropout_study.settings import load_settings
 
-# What a result depends on beside settings and data: these modules, and what TensorFlow and its libraries obey.
-MODULES = [Path("stages/train.py"), *(Path(f"dropout_study/{name}.py") for name in ("network", "dropout", "training"))]
-VARIABLES = ("CUDA_VISIBLE_DEVICES", "ONEDNN_MAX_CPU_ISA", "TF_ENABLE_ONEDNN_OPTS", "TF_XLA_FLAGS", "XLA_FLAGS")
+# What defines the result: the modules that dvc.yaml lists for this stage.
+LIBRARY = ("architecture", "devices", "dropout", "model_file", "network", "training")
+MODULES = [Path("stages/train.py"), *(Path(f"dropout_study/{name}.py") for name in LIBRARY)]
 
 
-@without_start_up_noise()
 def main(key: str | None = None) -> None:
-    """Train the variant `key` and write its files in models/variants/, metrics/history/ and metrics/timing/."""
+    """Train the variant `key` and write what it came to, in models/, metrics/ and data/predictions/."""
     settings = load_settings()
     variant = settings.variant(key or os.environ.get("DVC_STAGE", "").partition("@")[2])
-    learning_rate = getattr(settings.train.learning_rate, variant.optimizer)
-    threads = settings.train.threads or cores()
-    with locked(variant.key):
-        from dropout_study import network, training  # TensorFlow takes seconds: only once all is right
+    with locked(variant.key), logged(files.log_file(variant.key)), without_start_up_noise():
+        from dropout_study import model_file, network, training  # TensorFlow takes seconds: only once all is right
 
-        train, validation = (
-            training.Images(
-                files.read_array(files.images_file(files.NORMALIZED, part)),
-                files.read_array(files.labels_file(files.NORMALIZED, part)),
-            )
-            for part in ("train", "validation")
+        data = training.LabelledImages(*files.read_part(files.NORMALIZED, "train"))
+        validation_data = training.LabelledImages(*files.read_part(files.NORMALIZED, "validation"))
+        test_images = files.read_array(files.images_file(files.NORMALIZED, "test"))
+        transform, classes = files.read_json(files.STATISTICS), files.read_json(files.CLASSES)
+        device = devices.configure(settings.train.threads)
+        provenance = devices.provenance(device)
+        values = settings.training_values(variant)
+        inputs = [*data, *validation_data, test_images]
+        checkpoints = Checkpoints(
+            variant.key, fingerprint([values, provenance], inputs, MODULES), settings.train.checkpoint_every
         )
-        shards = network.use_threads(threads)
-        about = machine("keras", "numpy", "tensorflow")
-        numbers = settings.train.model_dump(exclude={"learning_rate", "threads", "checkpoint_every"})
-        depends_on = [variant, settings.network.model_dump(), numbers, learning_rate, threads, shards]
-        depends_on += [about["processor"], about["versions"], {name: os.environ.get(name) for name in VARIABLES}]
-        digest = fingerprint(depends_on, [*train, *validation], MODULES)
-        checkpoints = Checkpoints(variant.key, digest, settings.train.checkpoint_every)
-        report = TrainingReport(variant.key, len(train.labels), settings.train.epochs)
+        report = TrainingReport(variant.key, len(data.labels), settings.train.epochs)
+        report.device(provenance["processor"] if device.name == "CPU" else device.name, *device[1:])
         with checkpoints.telling(), interrupts_held() as stop_if_interrupted:
-            model = network.build_network(
-                train.images.shape[1:],
-                settings.classes,
-                **settings.network.model_dump(),
-                dropout=variant.dropout,
-                seed=variant.seed,
-            )
-            optimizer = training.make_optimizer(variant.optimizer, learning_rate)
+            shapes = {"image_shape": test_images.shape[1:], "classes": len(classes), **values["network"]}
+            model = network.build_network(**shapes)
+            optimizer = training.make_optimizer(variant.optimizer, values["learning_rate"])
             optimizer.build(model.trainable_variables)
-            kept = checkpoints.resume(model, optimizer)
 
-            def after_epoch(so_far: training.Training) -> None:
-                checkpoints.keep(model, optimizer, so_far.to_json(), len(so_far.history))
-                report.epoch(so_far.history[-1], so_far.seconds)
+            def after_epoch(record: training.TrainingRecord) -> None:
+                checkpoints.keep(model, optimizer, record.to_json(), len(record.history))
+                report.epoch(record.history[-1], record.seconds)
                 stop_if_interrupted()
 
-            result = training.train(
+            record = training.fit(
                 model,
                 optimizer,
-                train,
-                validation,
-                dropout=variant.dropout,
-                epochs=settings.train.epochs,
-                batch_size=settings.train.batch_size,
-                learning_rate_decay=settings.train.learning_rate_decay,
-                seed=variant.seed,
-                shards=shards,
-                so_far=training.Training.from_json(kept) if kept else None,
+                data,
+                validation_data,
+                **values["fit"],
+                shards=device.shards,
+                record=training.TrainingRecord.from_json(checkpoints.resume(model, optimizer)),
                 on_epoch=after_epoch,
                 on_step=stop_if_interrupted,
             )
-        if result.diverged:
+            predictions = training.predict_test(model, test_images, device.shards, record)
+            saved = network.build_network(**shapes, scale=transform["scale"], offset=transform["offset"])
+            saved.set_weights(model.get_weights())
+            model_file.save_model(saved, classes, files.variant_file(variant.key))
+        if record.diverged:
             decay = settings.train.learning_rate_decay
-            rate = training.epoch_learning_rate(learning_rate, decay, result.diverged.epoch)
-            report.diverged(*result.diverged, variant.optimizer, rate)
-        with files.replacing(files.weights_file(variant.key)) as temporary:
-            model.save_weights(temporary)
-        files.write_csv(files.history_file(variant.key), training.Epoch._fields, result.history)
-        files.write_json(
-            files.timing_file(variant.key),
-            {
-                "variant": variant.key,
-                "status": "diverged" if result.diverged else "finished",
-                "diverged": result.diverged and result.diverged._asdict(),
-                "threads": threads,
-                "seconds": [round(seconds, 3) for seconds in result.seconds],
-                "images_per_second": [round(len(train.labels) / seconds, 1) for seconds in result.seconds],
-                **about,
-            },
-        )
+            rate = training.epoch_learning_rate(values["learning_rate"], decay, record.diverged.epoch)
+            report.diverged(*record.diverged, variant.optimizer, rate)
+        files.write_csv(files.history_file(variant.key), training.Epoch._fields, record.history)
+        files.write_array(files.predictions_file(variant.key), predictions)
+        files.write_json(files.provenance_file(variant.key), provenance)
+        report.finished(record.seconds)
         checkpoints.clear()
 
 

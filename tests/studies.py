@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from dropout_study import figures, files, page_tables, statistics
-from dropout_study.results import Result, make_result
+from dropout_study import figures, files, page_tables, report, statistics
+from dropout_study.results import Result, make_result, rounded
 from dropout_study.settings import Variant
 from tests.clones import PROJECT, Clone
 
@@ -53,13 +53,18 @@ def make_up(
                     history.append(_epoch(epoch, loss))
                 if variant.key in diverged:
                     history.append(_epoch(2, math.nan))
-                histories[variant.key] = [{name: float(value) for name, value in row.items()} for row in history]
-                last = histories[variant.key][-1]
+                histories[variant.key] = history
+                last = history[-1]
                 accuracy = min(1.0, max(0.0, last["validation_accuracy"] + chance.uniform(-0.1, 0.02)))
-                results.append(make_result(variant, history, max(0.0, 1.2 - accuracy), accuracy))
+                row = make_result(variant, history, np.zeros((1, 2)), np.zeros(1, int))
+                gap = last["train_accuracy"] - accuracy
+                loss = max(0.0, 1.2 - accuracy)
+                results.append(row._replace(test_loss=loss, test_accuracy=accuracy, accuracy_gap=gap))
+    rate_rows = statistics.rates(results, len(classes))
+    verdict = statistics.verdict(results, 500, 0.1) | {"machines": []}
     tables: dict[Path, tuple[Sequence[str], Sequence[Sequence[Any]]]] = {
         files.STUDY: (Result._fields, results),
-        files.RATES: (statistics.RATE_COLUMNS, [list(row.values()) for row in statistics.rates(results, len(classes))]),
+        files.RATES: (statistics.RATE_COLUMNS, [list(row.values()) for row in rate_rows]),
         files.HISTORIES: (page_tables.HISTORY_COLUMNS, page_tables.history_rows(results, histories)),
         files.PIXELS: (
             page_tables.PIXEL_COLUMNS,
@@ -80,11 +85,11 @@ def make_up(
         ),
         files.SUMMARY: (
             page_tables.SUMMARY_COLUMNS,
-            page_tables.summary_rows("digits", results, statistics.verdict(results, 500, 0.1)["paragraph"]),
+            page_tables.summary_rows("digits", results, report.paragraph(verdict, rate_rows)),
         ),
     }
     for path, (columns, rows) in tables.items():
-        files.write_csv(clone.path / path, columns, rows)
+        files.write_csv(clone.path / path, columns, rounded(rows))
     pictures = {
         "samples": figures.samples(np.zeros((4, 8, 8, 3), np.uint8), classes[:4], "digits"),
         "mistakes": figures.mistakes(np.zeros((1, 8, 8, 3), np.uint8), ["0 taken for 1"], "mistakes"),
@@ -93,12 +98,12 @@ def make_up(
         figures.save(figure, clone.path / files.PLOTS / f"{name}.png")
 
 
-def _epoch(epoch: int, loss: float) -> dict[str, str]:
+def _epoch(epoch: int, loss: float) -> dict[str, float]:
     accuracy = math.exp(-loss)
     return {
-        "epoch": str(epoch),
-        "train_loss": str(0.9 * loss),
-        "train_accuracy": str(accuracy),
-        "validation_loss": str(loss),
-        "validation_accuracy": str(0.95 * accuracy if math.isfinite(loss) else 0.1),
+        "epoch": epoch,
+        "train_loss": 0.9 * loss,
+        "train_accuracy": accuracy,
+        "validation_loss": loss,
+        "validation_accuracy": 0.95 * accuracy if math.isfinite(loss) else 0.1,
     }

@@ -7,7 +7,7 @@ from click.testing import CliRunner
 
 from dropout_study import files, report, statistics
 from dropout_study.cli import main
-from dropout_study.results import Result
+from dropout_study.results import Result, read_rates
 from tests.clones import PROJECT, change_settings
 from tests.test_results import result
 
@@ -42,7 +42,10 @@ def test_check_reads_params_yaml_by_default(tmp_path: Path, monkeypatch: pytest.
 
 def write_results(rows: list[Result]) -> None:
     files.write_csv(files.STUDY, Result._fields, rows)
-    files.write_json(files.VERDICT, statistics.verdict(rows, test_images=500, validation=0.1))
+    rates = statistics.rates(rows, classes=10)
+    files.write_csv(files.RATES, statistics.RATE_COLUMNS, [[*row.values()] for row in rates])
+    verdict = statistics.verdict(rows, test_images=500, validation=0.1)
+    files.write_json(files.VERDICT, verdict | {"machines": [{"provenance": {"versions": {}}, "variants": []}]})
 
 
 def test_results_prints_table_best_and_where_to_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,7 +54,7 @@ def test_results_prints_table_best_and_where_to_look(tmp_path: Path, monkeypatch
     write_results(rows)
     status, out, _ = run("results")
     assert status == 0
-    assert out.startswith(report.table(files.read_json(files.VERDICT)))
+    assert out.startswith(report.table(files.read_json(files.VERDICT), read_rates()))
     assert "sgd: one seed: no statement. Best in validation: 0.5, with a test accuracy of 80.0 %." in out
     assert "Best single run by validation accuracy (90.0 %): sgd-0.5-0, test accuracy 80.0 %" in out
     assert "its model will be, after `dvc repro`, models/best.keras" in out
@@ -82,7 +85,7 @@ def test_results_of_another_version_say_what_to_do(tmp_path: Path, monkeypatch: 
     files.write_json(files.VERDICT, {"optimizers": {}})
     status, _, err = run("results")
     assert status == 1
-    assert err.startswith("error: metrics/verdict.json: has no 'paragraph'; another version of the project wrote it")
+    assert err.startswith("error: metrics/verdict.json: has no 'diverged'; another version of the project wrote it")
     files.VERDICT.unlink()
     status, _, err = run("results")
     assert status == 1

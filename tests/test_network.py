@@ -1,6 +1,3 @@
-import os
-import subprocess
-import sys
 from typing import Any
 
 import keras
@@ -10,8 +7,7 @@ import tensorflow as tf
 
 from dropout_study import training
 from dropout_study.dropout import keep_mask, layer_key
-from dropout_study.network import build_network, make_measure, training_logits
-from tests.clones import PROJECT
+from dropout_study.network import build_network, cross_entropy, log_probabilities, make_inference, training_logits
 
 ARTICLE: dict[str, Any] = {
     "filters": [64, 64, 128, 256],
@@ -42,11 +38,12 @@ LAYERS = [
     ("flatten", (4_096,), 0),
     ("dense_1", (512,), 2_097_664),
     ("dense_2", (512,), 262_656),
-    ("probabilities", (10,), 5_130),
+    ("logits", (10,), 5_130),
+    ("probabilities", (10,), 0),
 ]
 
 
-def test_the_network_is_the_articles() -> None:
+def test_build_network_is_the_articles() -> None:
     network = build_network((32, 32, 3), 10, **ARTICLE, dropout=0.5)
     found = [(layer.name, tuple(layer.output.shape[1:]), layer.count_params()) for layer in network.layers]
     # A Dropout layer's counter of random numbers is no parameter of the network.
@@ -59,22 +56,22 @@ def test_the_network_is_the_articles() -> None:
         if isinstance(layer, keras.layers.Dropout):
             assert layer.rate == 0.5
         if isinstance(layer, keras.layers.Dense):
-            expected = "softmax" if layer.name == "probabilities" else "relu"
+            expected = "linear" if layer.name == "logits" else "relu"
             assert layer.activation.__name__ == expected
 
 
-def test_the_notebooks_first_convolution_has_no_activation() -> None:
+def test_build_network_has_no_first_activation_as_in_the_notebook() -> None:
     network = build_network((32, 32, 3), 10, **ARTICLE | {"first_activation": "linear"}, dropout=0.5)
     expected = [name for name, *_ in LAYERS if name != "relu_1"]
     assert [layer.name for layer in network.layers] == expected
 
 
-def test_rate_0_has_no_dropout_layer() -> None:
+def test_build_network_at_rate_0_has_no_dropout_layer() -> None:
     network = build_network((32, 32, 3), 10, **ARTICLE, dropout=0)
     assert not any(isinstance(layer, keras.layers.Dropout) for layer in network.layers)
 
 
-def test_weights_are_a_function_of_the_seed() -> None:
+def test_build_network_draws_weights_by_the_seed() -> None:
     first, again, other = (
         build_network((4, 4, 3), 10, **TINY | {"seed": seed}, dropout=0.5).get_weights() for seed in (0, 0, 1)
     )
@@ -82,7 +79,7 @@ def test_weights_are_a_function_of_the_seed() -> None:
     assert (first[0] != other[0]).any()
 
 
-def test_kernels_are_glorot_uniform() -> None:
+def test_build_network_kernels_are_glorot_uniform() -> None:
     network = build_network((32, 32, 3), 10, **ARTICLE, dropout=0)
     kernel = network.get_layer("convolution_2").kernel.numpy()
     limit = np.sqrt(6 / (9 * 64 + 9 * 64))
@@ -91,30 +88,51 @@ def test_kernels_are_glorot_uniform() -> None:
     assert np.abs(kernel).mean() == pytest.approx(limit / 2, rel=0.02)
 
 
-def test_measure_agrees_with_keras_whatever_the_batch_size() -> None:
+@pytest.mark.parametrize("count", [1, 7, 501])
+@pytest.mark.parametrize("shards", [1, 2])
+def test_inference_and_loss_agree_with_keras_whatever_the_batch_size(count: int, shards: int) -> None:
     network = build_network((4, 4, 3), 10, **TINY, dropout=0.5)
-    network.compile(loss="sparse_categorical_crossentropy", metrics=["accuracy"])
+    network.compile(loss="sparse_categorical_crossentropy")
     random = np.random.default_rng(0)
-    for count in (1, 7, 501):
-        images = random.normal(size=(count, 4, 4, 3)).astype(np.float32)
-        labels = random.integers(0, 10, count).astype(np.uint8)
-        measured = make_measure(network)(images, labels)
-        loss, accuracy = network.evaluate(images, labels, verbose=0)
-        assert measured.loss == pytest.approx(loss, rel=1e-5)
-        assert measured.accuracy == pytest.approx(accuracy)
-        np.testing.assert_allclose(measured.probabilities, network.predict(images, verbose=0), rtol=1e-5)
+    images = random.normal(size=(count, 4, 4, 3)).astype(np.float32)
+    labels = random.integers(0, 10, count).astype(np.uint8)
+
+    logits = make_inference(network, shards)(images)
+
+    np.testing.assert_allclose(np.exp(log_probabilities(logits)), network.predict(images, verbose=0), rtol=1e-5)
+    loss = network.evaluate(images, labels, verbose=0)
+    assert cross_entropy(labels, logits).numpy().mean() == pytest.approx(loss, rel=1e-5)
 
 
-def test_measure_sees_the_weights_of_the_moment() -> None:
+def test_log_probabilities_are_exact_where_a_probability_rounds_to_zero() -> None:
+    logits = tf.constant([[0.0, 500.0], [3.0, 3.0]])
+
+    logs = log_probabilities(logits)
+
+    np.testing.assert_allclose(logs, [[-500, 0], [-np.log(2)] * 2], rtol=1e-6)
+
+
+def test_cross_entropy_is_minus_the_log_probability_of_the_label() -> None:
+    logits = tf.constant(np.random.default_rng(0).normal(size=(6, 10), scale=5).astype(np.float32))
+    labels = np.array([0, 3, 9, 1, 1, 5], np.uint8)
+
+    losses = cross_entropy(labels, logits)
+
+    np.testing.assert_allclose(losses, -log_probabilities(logits)[np.arange(6), labels], rtol=1e-5)
+
+
+def test_inference_uses_the_weights_of_the_moment() -> None:
     network = build_network((4, 4, 3), 10, **TINY, dropout=0)
-    measure = make_measure(network)
-    images, labels = np.ones((2, 4, 4, 3), np.float32), np.zeros(2, np.uint8)
-    before = measure(images, labels).loss
+    infer = make_inference(network)
+    images = np.ones((2, 4, 4, 3), np.float32)
+    before = infer(images).numpy()
+
     network.set_weights([weight * 2 + 1 for weight in network.get_weights()])
-    assert measure(images, labels).loss != before
+
+    assert (infer(images).numpy() != before).any()
 
 
-def test_a_network_with_scale_and_offset_takes_raw_pixels() -> None:
+def test_build_network_with_scale_and_offset_takes_raw_pixels() -> None:
     raw = build_network((4, 4, 3), 10, **TINY, dropout=0.5, scale=[0.5, 1, 2], offset=[-1, 0, 1])
     plain = build_network((4, 4, 3), 10, **TINY, dropout=0.5)
     plain.set_weights(raw.get_weights())
@@ -127,54 +145,51 @@ def test_a_network_with_scale_and_offset_takes_raw_pixels() -> None:
 @pytest.mark.parametrize("first_activation", ["relu", "linear"])
 @pytest.mark.parametrize("rate", [0.0, 0.4])
 @pytest.mark.parametrize("step", [0, 7])
-def test_training_draws_the_masks_of_seed_layer_and_step(first_activation: str, rate: float, step: int) -> None:
+def test_training_logits_use_rate_and_seed_of_each_dropout_layer(first_activation: str, rate: float, step: int) -> None:
     """Against plain operations, layer by layer, each with the mask that is its own."""
     network = build_network(
         (8, 8, 3), 10, filters=[3, 4, 5], units=[6], first_activation=first_activation, dropout=rate, seed=2
     )
     weights = [tf.constant(weight) for weight in network.get_weights() if weight.ndim]
+    seeds = [layer.seed for layer in network.layers if isinstance(layer, keras.layers.Dropout)]
     images = tf.constant(np.random.default_rng(0).normal(size=(4, 8, 8, 3)).astype(np.float32))
-    numbers = tf.range(10, 14)
-    found = training_logits(network, images, numbers, dropout=rate, seed=2, step=tf.constant(step))
+    numbers, step = tf.range(10, 14), tf.constant(step)
+
+    logits = training_logits(network, images, numbers, step)
 
     x = images
     for i in range(3):
         x = tf.nn.conv2d(x, weights[2 * i], 1, "SAME") + weights[2 * i + 1]
         x = tf.nn.relu(x) if i or first_activation == "relu" else x
-        kept = keep_mask(numbers, tuple(x.shape[1:]), rate, layer_key(2, i + 1, tf.constant(step))) if rate else True
+        kept = keep_mask(numbers, tuple(x.shape[1:]), rate, layer_key(seeds[i], step)) if rate else True
         x = tf.where(kept, x / (1 - rate), 0.0)
         x = tf.nn.max_pool2d(x, 2, 2, "VALID") if i else x
     x = tf.nn.relu(tf.reshape(x, [4, -1]) @ weights[6] + weights[7]) @ weights[8] + weights[9]
-    np.testing.assert_allclose(found, x, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(logits, x, rtol=1e-4, atol=1e-5)
 
 
-def test_every_step_of_a_training_has_its_own_masks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_logits_draw_other_masks_in_each_layer_and_for_each_seed() -> None:
+    networks = [build_network((4, 4, 3), 10, **TINY | {"seed": seed}, dropout=0.5) for seed in (0, 1)]
+
+    seeds = [layer.seed for network in networks for layer in network.layers if isinstance(layer, keras.layers.Dropout)]
+
+    assert len(set(seeds)) == 4
+
+
+def test_make_step_draws_new_masks_in_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
     steps = []
     network = build_network((4, 4, 3), 10, **TINY, dropout=0.5)
     optimizer = training.make_optimizer("sgd", 0.1)
     optimizer.build(network.trainable_variables)
 
-    def noting(*arguments: Any, step: tf.Tensor, **keywords: Any) -> tf.Tensor:
-        tf.py_function(lambda value: steps.append(int(value)), [step], [])
-        return training_logits(*arguments, step=step, **keywords)
+    def noting(*arguments: Any) -> tf.Tensor:
+        tf.py_function(lambda value: steps.append(int(value)), [arguments[-1]], [])
+        return training_logits(*arguments)
 
     monkeypatch.setattr(training, "training_logits", noting)
-    step = training.make_step(network, optimizer, dropout=0.5, seed=0, shards=1)
+    step = training.make_step(network, optimizer, shards=1)
+
     for _ in range(3):
         step(np.zeros((4, 4, 4, 3), np.float32), np.zeros(4, np.uint8))
+
     assert steps == [0, 1, 2]
-
-
-@pytest.mark.parametrize(("threads", "shards"), [(1, 1), (2, 2), (10, 5), (16, 8)])
-def test_shards_share_the_threads_evenly(threads: int, shards: int) -> None:
-    code = (
-        "import sys, tensorflow as tf\n"
-        "from dropout_study.network import use_threads\n"
-        "shards = use_threads(int(sys.argv[1]))\n"
-        "print(shards, shards * tf.config.threading.get_intra_op_parallelism_threads())\n"
-    )
-    variables = os.environ | {"PYTHONPATH": str(PROJECT)}
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(threads)], env=variables, capture_output=True, text=True, check=True
-    )
-    assert done.stdout.split() == [str(shards), str(threads)]

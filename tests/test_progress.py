@@ -1,21 +1,24 @@
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from dropout_study import progress
+from tests.clones import PROJECT
 
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [(0.4, "0 s"), (59.4, "59 s"), (59.6, "1 min 00 s"), (125, "2 min 05 s"), (3720, "1 h 02 min")],
 )
-def test_durations_as_people_say_them(seconds: float, text: str) -> None:
+def test_duration_reads_as_people_say_it(seconds: float, text: str) -> None:
     assert progress.duration(seconds) == text
 
 
-def test_a_line_an_epoch(capsys: pytest.CaptureFixture[str]) -> None:
+def test_training_report_prints_a_line_an_epoch(capsys: pytest.CaptureFixture[str]) -> None:
     report = progress.TrainingReport("sgd-0.5-0", images=1_000, epochs=12)
     report.epoch((3, 1.23456, 0.5, 2.0, 1.0), [9.0, 0.5, 0.8])
     assert capsys.readouterr().out == (
@@ -24,7 +27,7 @@ def test_a_line_an_epoch(capsys: pytest.CaptureFixture[str]) -> None:
     )
 
 
-def test_the_first_epoch_which_compiles_is_no_measure_of_the_others(capsys: pytest.CaptureFixture[str]) -> None:
+def test_training_report_does_not_measure_by_the_first_epoch(capsys: pytest.CaptureFixture[str]) -> None:
     report = progress.TrainingReport("sgd-0.5-0", images=1_000, epochs=3)
     report.epoch((1, 1.0, 0.5, 2.0, 1.0), [9.0])
     report.epoch((2, 1.0, 0.5, 2.0, 1.0), [9.0, 2.0])
@@ -36,20 +39,90 @@ def test_the_first_epoch_which_compiles_is_no_measure_of_the_others(capsys: pyte
     ]
 
 
-def test_a_divergence_says_where_and_with_what(capsys: pytest.CaptureFixture[str]) -> None:
+def test_training_report_says_where_a_training_diverged(capsys: pytest.CaptureFixture[str]) -> None:
     progress.TrainingReport("sgd-0.5-0", images=1_000, epochs=12).diverged(3, 7, "sgd", 0.5)
     said = capsys.readouterr().out
     assert "in epoch 3, step 7, with sgd at learning rate 0.5" in said
 
 
-def test_the_machine_is_described() -> None:
-    facts = progress.machine("numpy")
-    assert facts["cores"] == progress.cores() >= 1
-    assert facts["processor"]
-    assert set(facts["versions"]) == {"python", "numpy"}  # type: ignore[call-overload]
+def test_training_report_names_the_device(capsys: pytest.CaptureFixture[str]) -> None:
+    report = progress.TrainingReport("sgd-0.5-0", images=1_000, epochs=12)
+
+    report.device("a processor", 2, 2)
+    report.device("a GPU", 1, 1)
+
+    assert capsys.readouterr().out == (
+        "sgd-0.5-0  on a processor, 2 threads, each batch in 2 shards\nsgd-0.5-0  on a GPU, 1 thread, batches whole\n"
+    )
 
 
-def test_start_up_noise_is_held_back_and_everything_else_passed_on() -> None:
+def test_training_report_sums_up_speed(capsys: pytest.CaptureFixture[str]) -> None:
+    progress.TrainingReport("sgd-0.5-0", images=1_000, epochs=2).finished([3.0, 1.0])
+
+    assert capsys.readouterr().out == "sgd-0.5-0  finished: 2 epochs in 4.0 s, 500 images/s\n"
+
+
+LOGGED = """
+import os, sys
+from pathlib import Path
+from dropout_study.progress import logged, say
+with logged(Path("logs/run.log")):
+    say("first")
+    os.write(2, b"from a library\\n")
+    {inside}
+say("after")
+"""
+
+
+def run_logged(directory: Path, inside: str = "pass") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", LOGGED.format(inside=inside)],
+        cwd=directory,
+        env=os.environ | {"PYTHONPATH": str(PROJECT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_logged_appends_what_is_printed_and_still_prints_it(tmp_path: Path) -> None:
+    runs = [run_logged(tmp_path) for _ in range(2)]
+
+    assert {(run.stdout, run.stderr) for run in runs} == {("first\nafter\n", "from a library\n")}
+    lines = (tmp_path / "logs/run.log").read_text().splitlines()
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  process \d+", lines[0])
+    assert lines.count("first") == lines.count("from a library") == 2
+    assert "after" not in lines
+
+
+def test_logged_has_the_error_that_ended_the_block(tmp_path: Path) -> None:
+    run = run_logged(tmp_path, "raise ValueError('too much')")
+
+    assert run.returncode == 1
+    log = (tmp_path / "logs/run.log").read_text()
+    assert "first\n" in log
+    assert "Traceback" in log
+    assert log.endswith("ValueError: too much\n")
+
+
+def test_logged_without_a_place_for_the_log_warns_and_continues(tmp_path: Path) -> None:
+    (tmp_path / "logs").write_text("a file in the place of the directory")
+
+    run = run_logged(tmp_path)
+
+    assert run.returncode == 0
+    assert run.stdout == "warning: logs/run.log: no log is written (File exists)\nfirst\nafter\n"
+
+
+def test_logged_keeps_the_last_lines_of_a_killed_process(tmp_path: Path) -> None:
+    run = run_logged(tmp_path, "os.kill(os.getpid(), 9)")
+
+    assert run.returncode == -9
+    lines = (tmp_path / "logs/run.log").read_text().splitlines()
+    assert {"first", "from a library"} <= set(lines)
+
+
+def test_start_up_noise_is_hidden_and_everything_else_printed() -> None:
     code = (
         "import os\n"
         "from dropout_study.progress import without_start_up_noise\n"
@@ -62,7 +135,7 @@ def test_start_up_noise_is_held_back_and_everything_else_passed_on() -> None:
     assert run.stderr == b"E0000 00:00:1 2 other.cc:1] out of memory\nafter\n"
 
 
-def test_the_last_words_of_a_library_that_aborts_are_passed_on() -> None:
+def test_start_up_noise_filter_prints_the_last_words_of_a_library_that_aborts() -> None:
     code = (
         "import os\n"
         "from dropout_study.progress import without_start_up_noise\n"
@@ -75,7 +148,7 @@ def test_the_last_words_of_a_library_that_aborts_are_passed_on() -> None:
     assert run.stderr == b"F0000 this processor will not do\n"
 
 
-def test_importing_the_network_says_nothing() -> None:
+def test_network_import_prints_nothing() -> None:
     run = subprocess.run(
         [sys.executable, "-c", "import dropout_study.network"],
         capture_output=True,
@@ -85,7 +158,7 @@ def test_importing_the_network_says_nothing() -> None:
     assert (run.stdout, run.stderr) == (b"", b"")
 
 
-def test_a_download_is_told_in_plain_lines_where_there_is_no_terminal(
+def test_download_bar_prints_plain_lines_without_a_terminal(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     with progress.download_bar("archive.tar.gz", 500, 2_000) as bar:

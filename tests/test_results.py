@@ -1,6 +1,5 @@
 import json
 import math
-import os
 from pathlib import Path
 from typing import Any
 
@@ -33,22 +32,49 @@ def result(variant: str, validation_accuracy: float = 0.5, validation_loss: floa
     return Result(**fields, accuracy_gap=fields["train_accuracy"] - fields["test_accuracy"])
 
 
-def history(*rows: tuple[Any, ...]) -> list[dict[str, str]]:
+def history(*rows: tuple[float, ...]) -> results.History:
     columns = ("epoch", "train_loss", "train_accuracy", "validation_loss", "validation_accuracy")
-    return [dict(zip(columns, map(str, row), strict=True)) for row in rows]
+    return [dict(zip(columns, row, strict=True)) for row in rows]
 
 
-def test_a_result_is_the_last_epoch_and_the_test() -> None:
+VARIANT = Variant("sgd-0.0-7", "sgd", 0.0, 7)
+# Three images, of which the first two are predicted right.
+PREDICTIONS = np.log(np.array([[0.5, 0.25, 0.25], [0.25, 0.5, 0.25], [0.5, 0.25, 0.25]], np.float32))
+LABELS = np.array([0, 1, 2], np.uint8)
+
+
+def test_make_result_takes_the_last_epoch_and_the_predictions() -> None:
     rows = history((1, 2.0, 0.1, 2.1, 0.2), (2, 1.0, 0.5, 1.1, 0.6))
-    made = results.make_result(Variant("sgd-0-7", "sgd", 0.0, 7), rows, 1.2, 0.7)
-    assert made == Result("sgd-0-7", "sgd", 0.0, 7, 2, None, 1.0, 0.5, 1.1, 0.6, 1.2, 0.7, 0.5 - 0.7)
+
+    made = results.make_result(VARIANT, rows, PREDICTIONS, LABELS)
+
+    assert made[:10] == ("sgd-0.0-7", "sgd", 0.0, 7, 2, None, 1.0, 0.5, 1.1, 0.6)
+    assert made.test_loss == pytest.approx((2 * math.log(2) + math.log(4)) / 3)
+    assert made.test_accuracy == pytest.approx(2 / 3)
+    assert made.accuracy_gap == pytest.approx(0.5 - 2 / 3)
 
 
-def test_a_diverged_result_says_in_which_epoch() -> None:
-    rows = history((1, 2.0, 0.1, 2.1, 0.2), (2, "nan", "nan", "nan", "nan"))
-    made = results.make_result(Variant("sgd-0-7", "sgd", 0.0, 7), rows, 2.3, 0.1)
+def test_make_result_reads_the_divergence_from_the_history() -> None:
+    nan = math.nan
+    rows = history((1, 2.0, 0.1, 2.1, 0.2), (2, 1.0, 0.5, nan, nan))
+
+    made = results.make_result(VARIANT, rows, PREDICTIONS, LABELS)
+
     assert made.diverged == 2
-    assert math.isnan(made.validation_loss)
+
+
+@pytest.mark.parametrize(("loss", "epoch"), [(2.0, None), (math.nan, 3)])
+def test_divergence_epoch_is_that_of_a_last_row_with_a_loss_of_nan(loss: float, epoch: int | None) -> None:
+    assert results.divergence_epoch(history((2, 1, 1, 1, 1), (3, 1.0, 0.1, loss, 0.1))) == epoch
+
+
+def test_history_survives_its_file_exactly(tmp_path: Path) -> None:
+    rows = history((1, 1 / 3, 0.1, 2 / 3, 1e-300), (2, 0.1 + 0.2, 0.1, 1.0, 0.5))
+    files.write_csv(tmp_path / "history.csv", [*rows[0]], [[*row.values()] for row in rows])
+
+    read = results.read_history(tmp_path / "history.csv")
+
+    assert read == rows
 
 
 def test_results_survive_their_table(tmp_path: Path) -> None:
@@ -59,11 +85,28 @@ def test_results_survive_their_table(tmp_path: Path) -> None:
     assert read[0].accuracy_gap == pytest.approx(rows[0].accuracy_gap)
 
 
-def test_a_test_loss_that_is_not_finite_is_a_divergence_that_json_can_hold(tmp_path: Path) -> None:
-    made = results.make_result(Variant("sgd-0-7", "sgd", 0.0, 7), history((1, 2.0, 0.1, 2.1, 0.2)), math.inf, 0.1)
-    assert made.diverged == 1
-    files.write_json(tmp_path / "evaluation.json", results.summary([made], result("sgd-0-8"), []))
-    assert files.read_json(tmp_path / "evaluation.json")["variants"]["sgd-0-7"]["loss"] is None
+def test_metrics_have_no_loss_that_json_cannot_hold(tmp_path: Path) -> None:
+    rows = [result("sgd-0.1-7", test_loss=math.inf, diverged=1)]
+
+    files.write_json(tmp_path / "evaluation.json", results.metrics(rows, result("sgd-0.1-8"), []))
+
+    assert files.read_json(tmp_path / "evaluation.json")["variants"]["sgd-0.1-7"]["loss"] is None
+
+
+def test_rates_survive_their_table(tmp_path: Path) -> None:
+    rates = statistics.rates([result("sgd-0.1-0"), result("sgd-0.2-0"), result("sgd-0.2-1", test_accuracy=0.9)], 10)
+    files.write_csv(tmp_path / "rates.csv", statistics.RATE_COLUMNS, [[*row.values()] for row in rates])
+
+    read = results.read_rates(tmp_path / "rates.csv")
+
+    assert read == rates
+
+
+def test_rounded_keeps_six_significant_digits_however_deep() -> None:
+    assert results.rounded({"a": [0.123456789, 3, "x", None], "b": (1234567.8,)}) == {
+        "a": [0.123457, 3, "x", None],
+        "b": [1234570.0],
+    }
 
 
 def test_no_results_yet_is_said(tmp_path: Path) -> None:
@@ -93,7 +136,7 @@ def test_the_evaluation_has_accuracy_and_loss_by_variant_and_means_by_rate() -> 
     best = result("sgd-0.1-0", test_accuracy=0.81234567)
     other = result("sgd-0.1-1", test_accuracy=0.6, test_loss=0.7)
     rows = [best, other, result("sgd-0.2-0", diverged=4)]
-    value = results.summary(rows, best, statistics.rates(rows, 10))
+    value = results.rounded(results.metrics(rows, best, statistics.rates(rows, 10)))
     assert json.loads(json.dumps(value)) == {
         "best": {
             "variant": "sgd-0.1-0",
@@ -129,18 +172,39 @@ def test_mistakes_are_the_most_confident_first() -> None:
     assert results.most_confident_mistakes(labels, probabilities, 1).tolist() == [2]
 
 
-def test_only_files_of_strange_variants_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_remove_stale_files_removes_only_files_of_variants(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for key in ("sgd-0.1-0", "sgd-0.2-0"):
-        for path in (files.weights_file(key), files.history_file(key), files.timing_file(key)):
-            files.write_bytes(path, b"")
-    files.write_bytes(files.VARIANTS / "README.txt", b"")
-    files.write_bytes(files.VARIANTS / ".1234.sgd-0.1-0.weights.h5", b"half")
-    removed = results.remove_strangers([Variant("sgd-0.1-0", "sgd", 0.1, 0)])
-    assert sorted(map(str, removed)) == [
-        "metrics/history/sgd-0.2-0.csv",
-        "metrics/timing/sgd-0.2-0.json",
-        "models/variants/.1234.sgd-0.1-0.weights.h5",
-        "models/variants/sgd-0.2-0.weights.h5",
+    for key in ("sgd-0.1-0", "sgd-0.2-0", "adadelta-1e-05-12"):
+        for name_of in (files.variant_file, files.history_file, files.predictions_file, files.provenance_file):
+            files.write_bytes(name_of(key), b"")
+    own_files = [
+        files.VARIANTS / "backup-of-0.5.keras",
+        files.VARIANTS / "sgd-0.2-0.copy.keras",
+        files.HISTORY / "notes.csv",
+        files.PREDICTIONS / "README.txt",
     ]
-    assert sorted(os.listdir(files.VARIANTS)) == ["README.txt", "sgd-0.1-0.weights.h5"]
+    for path in own_files:
+        files.write_bytes(path, b"mine")
+    files.write_bytes(files.VARIANTS / ".1234.sgd-0.1-0.keras", b"half")
+
+    removed = results.remove_stale_files(["sgd-0.1-0"])
+
+    stale = ("sgd-0.2-0", "adadelta-1e-05-12")
+    assert set(removed) == {
+        files.VARIANTS / ".1234.sgd-0.1-0.keras",
+        *map(files.variant_file, stale),
+        *map(files.history_file, stale),
+        *map(files.predictions_file, stale),
+        *map(files.provenance_file, stale),
+    }
+    assert not any(path.exists() for path in removed)
+    assert all(path.read_bytes() == b"mine" for path in own_files)
+    assert files.variant_file("sgd-0.1-0").exists()
+
+
+def test_machines_groups_variants_by_provenance() -> None:
+    intel, amd = {"processor": "Intel", "threads": 2}, {"processor": "AMD", "threads": 2}
+
+    kinds = results.machines({"a": intel, "b": amd, "c": amd})
+
+    assert kinds == [{"provenance": amd, "variants": ["b", "c"]}, {"provenance": intel, "variants": ["a"]}]

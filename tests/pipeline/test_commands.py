@@ -115,11 +115,11 @@ def test_gc_keeps_what_the_workspace_and_commits_use(clone: Clone) -> None:
 
 def test_files_of_a_killed_write_are_cleared_away(clone: Clone) -> None:
     shutil.copy(
-        clone.path / "models/variants/sgd-0.5-0.weights.h5",
-        clone.path / "models/variants/.4711.sgd-0.5-0.weights.h5",
+        clone.path / "models/variants/sgd-0.5-0.keras",
+        clone.path / "models/variants/.4711.sgd-0.5-0.keras",
     )
     assert clone.repro() == ["evaluate"]
-    assert not (clone.path / "models/variants/.4711.sgd-0.5-0.weights.h5").exists()
+    assert not (clone.path / "models/variants/.4711.sgd-0.5-0.keras").exists()
     assert clone.repro() == []
 
 

@@ -10,7 +10,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from dropout_study import files, report, statistics
-from dropout_study.results import read_results
+from dropout_study.results import read_rates, read_results
 from tests.clones import PROJECT, Clone
 
 pytestmark = pytest.mark.pipeline
@@ -51,8 +51,8 @@ def test_the_table_and_the_verdict_in_the_readme_are_those_of_the_results(commit
     readme = (committed.path / "README.md").read_text()
     shown = readme.partition("<!-- results -->")[2].partition("<!-- /results -->")[0]
     found = files.read_json(committed.path / files.VERDICT)
-    table = report.table(found)
-    said = found["paragraph"]
+    rates = read_rates(committed.path / files.RATES)
+    table, said = report.table(found, rates), report.paragraph(found, rates)
     text, _, quoted = shown.strip().removeprefix("```text\n").partition("\n```\n")
     assert text == table
     assert re.sub("^>", "", quoted, flags=re.MULTILINE).split() == said.split()
@@ -81,11 +81,13 @@ def test_the_verdict_is_that_of_the_results(committed: Clone) -> None:
     found = files.read_json(committed.path / files.VERDICT)
     validation = YAML(typ="safe").load(committed.path / "params.yaml")["normalize"]["validation"]
     again = statistics.verdict(results, found["test_images"], validation)
-    assert again["paragraph"] == found["paragraph"]
-    for one, other in zip(
+    again["machines"] = found["machines"]
+    rates = read_rates(committed.path / files.RATES)
+    assert report.paragraph(again, rates) == report.paragraph(found, rates)
+    for comparison, expected in zip(
         again["optimizers"]["adadelta"]["comparisons"], found["optimizers"]["adadelta"]["comparisons"], strict=True
     ):
-        assert one == pytest.approx(other, rel=1e-4)  # the table of results is rounded
+        assert comparison == pytest.approx(expected, rel=1e-4)  # the table of results is rounded
 
 
 def test_outputs_are_either_cached_and_ignored_or_committed(committed: Clone) -> None:

@@ -41,7 +41,7 @@ def test_reordering_and_removing_rates_trains_nothing(clone: Clone) -> None:
     clone.change(study__dropouts=[0.5])
     assert trainings(clone.repro()) == []
     left = sorted(path.name for path in (clone.path / "models/variants").iterdir())
-    assert left == ["adadelta-0.5-0.weights.h5", "sgd-0.5-0.weights.h5"]
+    assert left == ["adadelta-0.5-0.keras", "sgd-0.5-0.keras"]
     assert sorted(path.name for path in (clone.path / "metrics/history").iterdir()) == [
         "adadelta-0.5-0.csv",
         "sgd-0.5-0.csv",

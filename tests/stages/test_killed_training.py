@@ -19,6 +19,9 @@ from tests.clones import Clone, copied, environment, small_project
 pytestmark = pytest.mark.pipeline
 
 KEY = "adadelta-0.5-0"
+OUTPUTS = [
+    name_of(KEY) for name_of in (files.variant_file, files.history_file, files.predictions_file, files.provenance_file)
+]
 KILLS = 24
 
 
@@ -82,12 +85,9 @@ def train_and_be_killed(project: Clone, code: str) -> None:
     assert process.returncode == -signal.SIGKILL
 
 
-def outputs(project: Clone) -> tuple[bytes, bytes]:
-    """Return the bytes of the weights and of the history."""
-    return (
-        (project.path / files.weights_file(KEY)).read_bytes(),
-        (project.path / files.history_file(KEY)).read_bytes(),
-    )
+def outputs(project: Clone) -> list[bytes]:
+    """Return the bytes of all outputs of the stage: model, history, predictions and provenance."""
+    return [(project.path / path).read_bytes() for path in OUTPUTS]
 
 
 def checkpoints(project: Clone) -> list[Path]:
@@ -95,7 +95,7 @@ def checkpoints(project: Clone) -> list[Path]:
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(prepared: Clone, tmp_path_factory: pytest.TempPathFactory) -> tuple[float, tuple[bytes, bytes]]:
+def uninterrupted(prepared: Clone, tmp_path_factory: pytest.TempPathFactory) -> tuple[float, list[bytes]]:
     """How long a run takes that nobody kills, and what it writes."""
     with copied(prepared, tmp_path_factory.mktemp("uninterrupted") / "project") as project:
         begin = time.monotonic()
@@ -104,13 +104,13 @@ def uninterrupted(prepared: Clone, tmp_path_factory: pytest.TempPathFactory) -> 
         return time.monotonic() - begin, outputs(project)
 
 
-def test_a_second_run_gives_the_same_bytes(project: Clone, uninterrupted: tuple[float, tuple[bytes, bytes]]) -> None:
+def test_a_second_run_gives_the_same_bytes(project: Clone, uninterrupted: tuple[float, list[bytes]]) -> None:
     finish(start(project))
     assert outputs(project) == uninterrupted[1]
 
 
 def test_killed_at_random_moments_it_ends_equal_to_the_byte(
-    project: Clone, uninterrupted: tuple[float, tuple[bytes, bytes]]
+    project: Clone, uninterrupted: tuple[float, list[bytes]]
 ) -> None:
     """Kills at random moments of the whole run: some before the first epoch, some in the middle, some in a write."""
     seed = int(os.environ.get("KILL_SEED", random.SystemRandom().randrange(2**32)))
@@ -136,7 +136,7 @@ def test_killed_at_random_moments_it_ends_equal_to_the_byte(
             finished += 1
             lines.append(finish(process))
             assert outputs(project) == expected
-            for path in (files.weights_file(KEY), files.history_file(KEY)):
+            for path in OUTPUTS:
                 (project.path / path).unlink()
             continue
         lines.append(kill(process))
@@ -150,7 +150,7 @@ def test_killed_at_random_moments_it_ends_equal_to_the_byte(
 
 @pytest.mark.parametrize("call", range(5, 10))
 def test_killed_in_the_write_of_a_checkpoint_it_ends_equal_to_the_byte(
-    project: Clone, uninterrupted: tuple[float, tuple[bytes, bytes]], call: int
+    project: Clone, uninterrupted: tuple[float, list[bytes]], call: int
 ) -> None:
     """The process kills itself at one call after another of those that the second write is made of.
 
@@ -178,7 +178,7 @@ def test_killed_in_the_write_of_a_checkpoint_it_ends_equal_to_the_byte(
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupt_ends_with_a_message_and_a_checkpoint(
-    project: Clone, uninterrupted: tuple[float, tuple[bytes, bytes]], number: signal.Signals, status: int
+    project: Clone, uninterrupted: tuple[float, list[bytes]], number: signal.Signals, status: int
 ) -> None:
     project.change(train__epochs=10_000)
     process = start(project)
@@ -190,7 +190,7 @@ def test_an_interrupt_ends_with_a_message_and_a_checkpoint(
     assert "stopping after this step" in printed  # and not in the middle of TensorFlow
     assert "interrupted" in printed
     assert "Traceback" not in printed
-    assert not (project.path / files.weights_file(KEY)).exists()
+    assert not (project.path / files.variant_file(KEY)).exists()
     again = start(project)
     await_line(again, f"going on after epoch {message}, from its checkpoint")
     kill(again)
@@ -207,7 +207,7 @@ def test_an_interrupt_while_tensorflow_is_loaded_ends_with_a_message(project: Cl
 
 
 def test_a_damaged_checkpoint_costs_an_epoch_and_no_byte(
-    project: Clone, uninterrupted: tuple[float, tuple[bytes, bytes]]
+    project: Clone, uninterrupted: tuple[float, list[bytes]]
 ) -> None:
     process = start(project)
     await_line(process, "epoch  4/10")
@@ -221,7 +221,7 @@ def test_a_damaged_checkpoint_costs_an_epoch_and_no_byte(
 
 
 def test_a_second_process_stops_at_once_and_the_first_goes_on(
-    project: Clone, uninterrupted: tuple[float, tuple[bytes, bytes]]
+    project: Clone, uninterrupted: tuple[float, list[bytes]]
 ) -> None:
     first = start(project)
     assert first.stdout
@@ -238,7 +238,7 @@ def test_a_second_process_stops_at_once_and_the_first_goes_on(
 
 
 def test_a_checkpoint_that_cannot_be_written_warns_and_training_goes_on(
-    project: Clone, uninterrupted: tuple[float, tuple[bytes, bytes]]
+    project: Clone, uninterrupted: tuple[float, list[bytes]]
 ) -> None:
     """The kernel refuses to write files as large as a checkpoint, as it does on a full disk; weights are smaller."""
     process = start(project)
@@ -259,9 +259,7 @@ def test_a_checkpoint_that_cannot_be_written_warns_and_training_goes_on(
     assert outputs(project) == uninterrupted[1]
 
 
-def test_dvc_repro_goes_on_where_it_was_killed(
-    project: Clone, uninterrupted: tuple[float, tuple[bytes, bytes]]
-) -> None:
+def test_dvc_repro_goes_on_where_it_was_killed(project: Clone, uninterrupted: tuple[float, list[bytes]]) -> None:
     process = start(project, "dvc", "repro", f"train@{KEY}")
     await_line(process, "epoch  3/10")
     kill(process)
@@ -275,8 +273,8 @@ def test_a_divergence_is_told_with_the_learning_rate_of_its_epoch(project: Clone
     code = (
         "from dropout_study import training\n"
         "row = training.Epoch(3, 2.0, 0.1, training.NAN, training.NAN)\n"
-        "diverged = training.Training([row], [1.0], training.Divergence(3, 7))\n"
-        "training.train = lambda *arguments, **settings: diverged\n"
+        "diverged = training.TrainingRecord([row], [1.0], training.Divergence(3, 7))\n"
+        "training.fit = lambda *arguments, **settings: diverged\n"
         f"import stages.train\nstages.train.main('{KEY}')\n"
     )
     printed = finish(start(project, sys.executable, "-c", code))
@@ -296,10 +294,10 @@ def test_other_settings_find_no_checkpoint(project: Clone) -> None:
 
 
 def test_the_checkpoint_of_a_training_that_is_over_only_writes_the_outputs(
-    project: Clone, uninterrupted: tuple[float, tuple[bytes, bytes]]
+    project: Clone, uninterrupted: tuple[float, list[bytes]]
 ) -> None:
     """Killed between the last epoch and the outputs."""
-    code = "import os, signal\nimport keras\nkeras.Model.save_weights = lambda *_: os.killpg(0, signal.SIGKILL)\n"
+    code = "import os, signal\nimport keras\nkeras.Model.save = lambda *_: os.killpg(0, signal.SIGKILL)\n"
     train_and_be_killed(project, code)
     printed = project.run("python", "-m", "stages.train", KEY).stdout
     assert "going on after epoch 10, from its checkpoint" in printed

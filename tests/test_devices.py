@@ -1,0 +1,149 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tensorflow as tf
+
+from dropout_study import devices
+from tests.clones import PROJECT
+
+
+class Recorded:
+    """TensorFlow's settings as `configure` makes them, with a list of devices of the test's own."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, gpus: list[str]) -> None:
+        self.calls: dict[str, Any] = {}
+
+        def record(name: str) -> Any:
+            return lambda *arguments, **keywords: self.calls.update({name: [*arguments, *keywords.values()]})
+
+        monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind=None: gpus if kind == "GPU" else ["CPU"])
+        monkeypatch.setattr(tf.config.experimental, "get_device_details", lambda gpu: {"device_name": f"{gpu} X"})
+        monkeypatch.setattr(tf.config.threading, "set_inter_op_parallelism_threads", record("inter"))
+        monkeypatch.setattr(tf.config.threading, "set_intra_op_parallelism_threads", record("intra"))
+        monkeypatch.setattr(tf.config.experimental, "enable_tensor_float_32_execution", record("tf32"))
+        monkeypatch.setattr(tf.config.experimental, "enable_op_determinism", record("determinism"))
+
+
+def test_configure_gives_a_processor_a_shard_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    recorded = Recorded(monkeypatch, gpus=[])
+
+    device = devices.configure(threads=2)
+
+    assert device == ("CPU", 2, 2)
+    assert recorded.calls == {"inter": [2], "intra": [1], "tf32": [False], "determinism": []}
+
+
+def test_configure_takes_all_cores_for_0(monkeypatch: pytest.MonkeyPatch) -> None:
+    Recorded(monkeypatch, gpus=[])
+    monkeypatch.setattr(devices, "cores", lambda: 6)
+
+    device = devices.configure(threads=0)
+
+    assert device == ("CPU", 6, 6)
+
+
+def test_configure_gives_a_gpu_whole_batches_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    recorded = Recorded(monkeypatch, gpus=["Tensor", "Another"])
+
+    device = devices.configure(threads=4)
+
+    assert device == ("Tensor X", 4, 1)
+    assert recorded.calls == {"inter": [1], "intra": [4], "tf32": [False], "determinism": []}
+
+
+@pytest.mark.parametrize(("threads", "shards"), [(1, 1), (2, 2), (7, 7), (10, 5), (16, 8), (11, 1)])
+def test_even_shards_leave_no_thread_idle(threads: int, shards: int) -> None:
+    assert devices.even_shards(threads) == shards
+
+
+def test_configure_sets_the_threads_of_a_real_process() -> None:
+    code = (
+        "import tensorflow as tf\n"
+        "from dropout_study import devices\n"
+        "device = devices.configure(6)\n"
+        "print(device.shards, tf.config.threading.get_intra_op_parallelism_threads(),\n"
+        "    tf.config.threading.get_inter_op_parallelism_threads(),\n"
+        "    tf.config.experimental.tensor_float_32_execution_enabled())\n"
+    )
+
+    printed = run(code)
+
+    assert printed.split() == ["6", "1", "6", "False"]
+
+
+def run(code: str, **variables: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"PYTHONPATH": str(PROJECT)} | variables,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout
+
+
+@pytest.fixture
+def arithmetic(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An environment without variables that change arithmetic."""
+    for name in devices.ARITHMETIC_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.usefixtures("arithmetic")
+def test_provenance_is_equal_on_one_machine_and_names_what_counts() -> None:
+    device = devices.Device("CPU", 2, 2)
+
+    first, again = devices.provenance(device), devices.provenance(device)
+
+    assert first == again
+    assert [*first] == [
+        "device", "processor", "instruction_sets", "system", "threads", "shards", "versions", "variables"
+    ]  # fmt: skip
+    assert [*first["versions"]] == ["python", "keras", "numpy", "tensorflow"]
+    assert first["processor"]
+    assert first["variables"] == {}
+
+
+@pytest.mark.usefixtures("arithmetic")
+@pytest.mark.parametrize(
+    "name", ["TF_SET_ONEDNN_FPMATH_MODE", "ONEDNN_DEFAULT_FPMATH_MODE", "NVIDIA_TF32_OVERRIDE", "XLA_FLAGS"]
+)
+def test_provenance_has_variables_that_change_arithmetic(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "BF16")
+    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "3")  # changes none
+
+    provenance = devices.provenance(devices.Device("CPU", 2, 2))
+
+    assert provenance["variables"] == {name: "BF16"}
+
+
+def test_arithmetic_variables_are_sorted_and_distinct() -> None:
+    assert [*devices.ARITHMETIC_VARIABLES] == sorted(set(devices.ARITHMETIC_VARIABLES))
+
+
+def test_importing_devices_does_not_import_tensorflow() -> None:
+    code = "import sys\nimport dropout_study.devices\nprint('tensorflow' in sys.modules, 'keras' in sys.modules)\n"
+
+    assert run(code).split() == ["False", "False"]
+
+
+def test_tensorflow_loading_overrides_a_users_keras_json(tmp_path: Path) -> None:
+    (tmp_path / ".keras").mkdir()
+    (tmp_path / ".keras/keras.json").write_text(
+        '{"floatx": "float16", "epsilon": 0.5, "backend": "jax", "image_data_format": "channels_first"}'
+    )
+    code = (
+        "from dropout_study.devices import tensorflow_loading\n"
+        "with tensorflow_loading():\n"
+        "    import keras\n"
+        "config = keras.config\n"
+        "print(config.backend(), config.floatx(), config.epsilon(), config.image_data_format())\n"
+    )
+
+    printed = run(code, HOME=str(tmp_path), KERAS_BACKEND="torch")
+
+    assert printed.split() == ["tensorflow", "float32", "1e-07", "channels_last"]

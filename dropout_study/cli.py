@@ -1,8 +1,9 @@
-"""The command `dropout-study`: what helps beside `dvc repro`."""
+"""The command line `dropout-study`: what users need beside `dvc repro`."""
 
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -25,29 +26,59 @@ class _Group(click.Group):
             sys.exit(1)
 
 
-@click.group(cls=_Group)
+def find_project() -> Path:
+    """Return the project's directory relative to the current one: the nearest with a dvc.yaml, this one or above.
+
+    Raises `StudyError` if there is none. Below it, paths that the user gives stay relative to the current directory.
+    """
+    try:
+        here = Path.cwd()
+    except FileNotFoundError:
+        raise StudyError("the current directory no longer exists; change into the clone of the project") from None
+    for directory in (here, *here.parents):
+        if os.path.isfile(directory / "dvc.yaml"):  # false, not an error, where a directory may not be read
+            return Path(os.path.relpath(directory, here))
+    raise StudyError(f"not in a project: no dvc.yaml in {here} or above; change into the clone of the project")
+
+
+def _default_in_project(file: Path) -> Callable[[click.Context, click.Parameter, Path | None], Path | None]:
+    """Return a callback that replaces a path that was not given by `file` of the project."""
+
+    def callback(context: click.Context, _: click.Parameter, path: Path | None) -> Path | None:
+        if path is None and not context.resilient_parsing:  # shell completion wants no errors
+            return find_project() / file
+        return path
+
+    return callback
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="dropout-study")
 def main() -> None:
-    """A versioned study of dropout. The pipeline itself is run by `dvc repro`."""
+    """Check settings, show results and classify images of a dropout study.
+
+    `dvc repro` runs the study. The commands work in every directory of the project.
+    """
 
 
 @main.command()
-@click.argument("path", type=click.Path(path_type=Path), default=files.SETTINGS)
+@click.argument("path", type=click.Path(path_type=Path), required=False, callback=_default_in_project(files.SETTINGS))
 def check(path: Path) -> None:
-    """Say whether the settings are valid.
+    """Check the settings before a run.
 
-    Prints what they amount to, or names what is wrong. PATH is the file that has them: params.yaml, if not given.
+    Prints a summary of the settings, or an error for each invalid one. PATH is the settings file, by default the
+    project's params.yaml.
     """
     from dropout_study.settings import load_settings
 
     settings = load_settings(path)
     study = settings.study
     varied = ", ".join(f"{name} {' '.join(map(str, values))}" for name, values in study)
-    one_seed = "" if len(study.seeds) > 1 else "; one seed, of which no verdict can be given: study.seeds takes more"
+    one_seed = "" if len(study.seeds) > 1 else "; one seed gives no verdict, add more to study.seeds"
     click.echo(
-        f"{path}: valid. {settings.dataset}, {settings.images_to_train_on} images to train on; "
+        f"{path}: valid. {settings.dataset}, {settings.images_to_train_on} training images; "
         f"{len(settings.variants)} variants ({varied}); "
-        f"{settings.train.epochs} epochs of batches of {settings.train.batch_size}{one_seed}"
+        f"{settings.train.epochs} epochs, batch size {settings.train.batch_size}{one_seed}"
     )
 
 
@@ -55,42 +86,45 @@ def check(path: Path) -> None:
 def results() -> None:
     """Print the results and the verdict.
 
-    Accuracy and loss by dropout rate, how far each rate is below the best, what can be said of that, which single run
-    is the best, and where to look further.
+    Shows accuracy and loss by dropout rate, how far each rate is below the best one, which differences are
+    significant, and the best single run.
     """
     from dropout_study import report
     from dropout_study.results import choose_best, read_rates, read_results
 
-    rows, rates = read_results(), read_rates()
-    verdict = files.read_json(files.VERDICT)
+    os.chdir(find_project())
     try:
+        rows, rates = read_results(), read_rates()
+        verdict = files.read_json(files.VERDICT)
         click.echo(f"{report.table(verdict, rates)}\n\n{report.paragraph(verdict, rates)}")
         versions = report.other_versions(verdict["machines"])
-    except KeyError as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise StudyError(
-            f"{files.VERDICT}: has no {error}; another version of the project wrote it, `dvc repro` writes it anew"
+            f"{files.STUDY} or {files.VERDICT} is damaged or was written by another version of the project "
+            f"({type(error).__name__}: {error}); run `dvc repro` to regenerate both"
         ) from None
     if versions:
         click.echo(
             f"\nThese results were computed with other versions: {', '.join(versions)}. DVC does not compare versions; "
             "`dvc repro --force` computes everything again."
         )
-    if [row.variant for row in rows] != _variants_of_the_settings():
-        click.echo(f"\nThese are not the variants of {files.SETTINGS} as it is now; `dvc repro` will do those.")
+    if [row.variant for row in rows] != _current_variants():
+        click.echo(f"\nThe variants in {files.SETTINGS} have changed since; run `dvc repro` to update the results.")
     best = choose_best(rows)
-    there = "is" if files.BEST_MODEL.exists() else "will be, after `dvc repro`,"
+    missing = "" if files.BEST_MODEL.exists() else " (missing; run `dvc repro` to make it)"
     click.echo(
         f"\nBest single run by validation accuracy ({100 * best.validation_accuracy:.1f} %): {best.variant}, "
-        f"test accuracy {100 * best.test_accuracy:.1f} %, test loss {best.test_loss:.3f}; "
-        f"its model {there} {files.BEST_MODEL}\n\n"
-        f"  dvc plots show --open         charts and pictures as a page (the pictures: {files.PLOTS}/)\n"
-        "  dropout-study predict IMAGE   what that model takes an image for\n"
-        f"  dvc metrics show              the figures of every variant ({files.STUDY} has them as a table)\n"
-        "  dvc params diff               what has changed in params.yaml since the last commit"
+        f"test accuracy {100 * best.test_accuracy:.1f} %, test loss {best.test_loss:.3f}\n"
+        f"Its model: {files.BEST_MODEL}{missing}\n\n"
+        f"  dvc plots show --open         all charts as a page (pictures: {files.PLOTS}/)\n"
+        "  dropout-study predict IMAGE   classify an image with that model\n"
+        f"  dvc metrics show              accuracy and loss of every variant (as a table: {files.STUDY})\n"
+        "  dvc params diff               settings changed since the last commit"
     )
 
 
-def _variants_of_the_settings() -> list[str]:
+def _current_variants() -> list[str]:
+    """Return the keys of the variants in params.yaml; none if it is invalid."""
     from dropout_study.settings import load_settings
 
     try:
@@ -105,8 +139,8 @@ def _variants_of_the_settings() -> list[str]:
     "--model",
     "model_file",
     type=click.Path(readable=False, path_type=Path),
-    default=files.BEST_MODEL,
-    show_default=True,
+    callback=_default_in_project(files.BEST_MODEL),
+    show_default=f"{files.BEST_MODEL} of the project",
     help="A Keras model (.keras) that takes pixels.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, errors of files included, in place of the table.")

@@ -90,7 +90,7 @@ def load_model(path: Path) -> Model:
     try:
         mode = path.stat().st_mode
     except FileNotFoundError:
-        if path == files.BEST_MODEL:
+        if path.parts[-2:] == files.BEST_MODEL.parts:  # also from a subdirectory
             way_out = "`dvc repro` makes it; `dvc checkout`, or `dvc pull`, restores one that was made before"
         else:
             way_out = f"check the path after --model; without --model it is {files.BEST_MODEL}"

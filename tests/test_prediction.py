@@ -624,6 +624,7 @@ def test_without_a_model_it_says_how_to_make_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    Path("dvc.yaml").touch()  # a project
     done = CliRunner().invoke(main, ["predict", "image.png", *options])
     assert (done.exit_code, done.stdout) == (1, "")
     assert done.stderr == (

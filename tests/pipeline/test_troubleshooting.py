@@ -1,0 +1,276 @@
+"""The symptoms in docs/troubleshooting.md are reproduced, and the commands there fix them."""
+
+import hashlib
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from tests.clones import PROJECT, Clone, copied
+from tests.datasets.test_cifar10 import content, write_archive
+
+pytestmark = pytest.mark.pipeline
+
+DOCUMENT = (PROJECT / "docs/troubleshooting.md").read_text()
+UP_TO_DATE = "Data and pipelines are up to date."
+# A user ID without a name: what `docker run --user 12345` gives, but files stay accessible.
+NAMELESS = "env -u USER -u LOGNAME -u LNAME -u USERNAME -u HOME unshare --user --map-user=12345 --map-group=12345"
+# The clone is the only directory that can be written.
+READ_ONLY = (
+    "unshare --user --map-root-user --mount sh -ec "
+    '\'mount --bind "$PWD" "$PWD"; mount -o remount,bind,ro /; cd "$PWD"; ! [ -w /var/tmp ]; . ./commands\''
+)
+
+
+def entries() -> dict[str, list[str]]:
+    """Return the commands of each entry of the document, by its heading."""
+    sections = re.split(r"^#{2,3} ", DOCUMENT, flags=re.MULTILINE)[1:]
+    return {section.partition("\n")[0]: re.findall(r"^\$ (.*)$", section, flags=re.MULTILINE) for section in sections}
+
+
+def commands(symptom: str) -> list[str]:
+    """Return the commands of the entry whose heading has `symptom` in it."""
+    (found,) = [lines for heading, lines in entries().items() if symptom in heading]
+    assert found
+    return found
+
+
+def call(clone: Clone, *lines: str) -> str:
+    """Run shell commands in the clone, one after the other in one shell; return what they print."""
+    done = clone.run("sh", "-ec", "\n".join(lines))
+    return done.stdout + done.stderr
+
+
+def failing(clone: Clone, command: str) -> str:
+    """Run a shell command that fails; return what it prints."""
+    done = clone.run("sh", "-c", command, check=False)
+    assert done.returncode != 0
+    return done.stdout + done.stderr
+
+
+def trained(output: str) -> list[str]:
+    return re.findall(r"Running stage 'train@([^']+)'", output)
+
+
+def possible(clone: Clone, command: str) -> None:
+    """Skip the test if this machine does not allow `command`."""
+    if shutil.which("unshare") is None or clone.run("sh", "-c", command, check=False).returncode:
+        pytest.skip("no user namespaces here")
+
+
+def test_every_command_is_tested() -> None:
+    tests = Path(__file__).read_text()
+    in_ci = {". .venv/bin/activate"}  # tests/test_readme.py knows the line of .ci/run
+
+    for heading, lines in entries().items():
+        symptoms = re.findall(r'commands\(\s*"([^"]+)"', tests)
+        assert not set(lines) - in_ci or any(symptom in heading for symptom in symptoms), heading
+
+
+def test_without_the_environment_python_is_missing(clone: Clone) -> None:
+    dvc, sh = (shutil.which(name) for name in ("dvc", "sh"))
+    path = clone.path / "bin"
+    path.mkdir()
+    (path / "sh").symlink_to(str(sh))
+    (path / "git").symlink_to(str(shutil.which("git")))
+
+    message = failing(clone, f"SHELL={sh} PATH={path} {dvc} repro --force --single-item download")
+
+    assert re.search("python: (command )?not found", message)
+
+
+def test_a_directory_without_git_becomes_a_repository(clone: Clone) -> None:
+    shutil.rmtree(clone.path / ".git")
+    *repository, _ = commands("is not a git repository")
+
+    message = failing(clone, "dvc status")
+    call(clone, *repository)
+
+    assert "is not a git repository" in message
+    assert UP_TO_DATE in clone.dvc("status")
+
+
+def test_a_directory_without_git_runs_without_scm(clone: Clone) -> None:
+    shutil.rmtree(clone.path / ".git")
+
+    call(clone, commands("is not a git repository")[-1])
+
+    assert UP_TO_DATE in clone.dvc("status")
+
+
+def test_a_user_without_a_name_needs_one(clone: Clone) -> None:
+    possible(clone, f"{NAMELESS} true")
+    (command,) = commands("getpwuid")
+    clone.change(study__dropouts=[0.0])
+
+    message = failing(clone, f"HOME=/ {NAMELESS.replace(' -u HOME', '')} dvc status")
+    output = call(clone, f"{NAMELESS} env {command}")
+
+    assert "getpwuid(): uid not found: 12345" in message
+    assert "Running stage 'evaluate'" in output
+    assert not (clone.path / "~").exists()
+
+
+def test_a_read_only_system_needs_directories(clone: Clone) -> None:
+    script = clone.path / "commands"
+    script.write_text("true")
+    possible(clone, READ_ONLY)
+    clone.change(study__dropouts=[0.0])
+
+    script.write_text("dvc status")
+    message = failing(clone, READ_ONLY)
+    script.write_text("\n".join(commands("Read-only file system")))
+    output = call(clone, READ_ONLY)
+
+    assert re.search("Read-only file system|unable to open database file", message)
+    assert "Running stage 'plot'" in output
+
+
+@pytest.mark.parametrize(
+    ("name", "symptom"), [("Übung", "'ascii' codec can't encode character"), ("study #3", "Git failed to push")]
+)
+def test_experiments_in_an_unusual_path_run_in_the_workspace(
+    finished: Clone, tmp_path: Path, name: str, symptom: str
+) -> None:
+    (command,) = commands("from `dvc exp run --temp`")
+    with copied(finished, tmp_path / name) as clone:
+        message = failing(clone, command.replace("--name", "--temp --name"))
+        output = call(clone, command)
+
+    assert symptom in message
+    assert "Ran experiment(s): slower" in output
+
+
+def test_a_project_in_a_path_with_braces_has_to_move(finished: Clone, tmp_path: Path) -> None:
+    with copied(finished, tmp_path / "study {x}") as clone:
+        message = failing(clone, "dvc repro --force --single-item download")
+        output = call(clone, *commands("in a path with braces"), "dvc repro --force --single-item download")
+        clone.path.mkdir()  # for the end of the block to remove
+
+    assert "failed to reproduce 'download'" in message or "QueryingProgress" in message
+    assert "Running stage 'download'" in output
+
+
+def test_windows_line_endings_are_removed_by_a_new_checkout(clone: Clone) -> None:
+    source = clone.path / "stages/plot.py"
+    source.write_bytes(source.read_bytes().replace(b"\n", b"\r\n"))
+
+    dvc, git = clone.dvc("status"), clone.run("git", "diff").stdout
+    call(clone, *commands("lists source files as modified"))
+
+    assert "stages/plot.py" in dvc
+    assert git == ""
+    assert UP_TO_DATE in clone.dvc("status")
+
+
+def test_check_names_the_setting_where_dvc_names_a_place_in_its_file(clone: Clone) -> None:
+    settings = clone.path / "params.yaml"
+    settings.write_text(settings.read_text().replace("dropouts:", "dropout:"))
+    (command,) = commands("failed to parse 'stages.train.matrix'")
+
+    of_dvc, of_check = failing(clone, "dvc status"), failing(clone, command)
+
+    assert "failed to parse 'stages.train.matrix'" in of_dvc
+    assert "params.yaml: study.dropouts: missing" in of_check
+
+
+def test_an_archive_replaces_the_download(clone: Clone, tmp_path: Path) -> None:
+    archive = write_archive(tmp_path / "cifar-10-binary.tar.gz", content())
+    clone.change(dataset="cifar10", download__sha256=hashlib.sha256(archive.read_bytes()).hexdigest())
+    clone.change(download__urls=[(tmp_path / "nowhere").as_uri()])
+    (command,) = commands("no place had the file")
+
+    message = failing(clone, "dvc repro download")
+    call(clone, f"HOME={tmp_path} && {command} download")
+
+    assert "no place had the file" in message
+    assert (clone.path / "data/raw/train_images.npy").exists()
+
+
+def test_a_fresh_clone_makes_its_data(clone: Clone, tmp_path: Path) -> None:
+    fresh = Clone(tmp_path / "fresh")
+    clone.run("git", "clone", "--quiet", str(clone.path), str(fresh.path))
+    (command,) = commands("No remote provided")
+
+    message, status = failing(fresh, "dvc pull"), fresh.dvc("status")
+    fresh.change(study__optimizers=["sgd"], study__dropouts=[0.0])  # to be quick
+    call(fresh, command)
+
+    assert "No remote provided" in message
+    assert "deleted:" in status
+    assert UP_TO_DATE in fresh.dvc("status")
+
+
+def test_the_run_cache_has_what_a_lock_file_of_another_machine_does_not(clone: Clone) -> None:
+    lock_file = clone.path / "dvc.lock"
+    lock = YAML().load(lock_file)
+    for name, stage in lock["stages"].items():
+        for output in stage["outs"] if name.startswith("train@") else []:
+            output["md5"] = hashlib.md5(output["md5"].encode()).hexdigest()
+    YAML().dump(lock, lock_file)
+    clone.commit("as another machine would have written it")
+
+    message, would_train = failing(clone, "dvc checkout"), trained(clone.dvc("repro", "--dry"))
+    output = call(clone, *commands("Is your cache up to date?"))
+
+    assert "Is your cache up to date?" in message
+    assert len(would_train) == 4
+    assert trained(output) == []
+    assert UP_TO_DATE in clone.dvc("status")
+
+
+def test_a_merge_conflict_in_generated_files_is_resolved_by_dvc(clone: Clone) -> None:
+    clone.run("git", "branch", "other")
+    clone.change(study__dropouts=[0.0, 0.25])
+    clone.repro("train")
+    clone.commit("0.25")
+    clone.run("git", "switch", "--quiet", "other")
+    clone.change(study__dropouts=[0.0, 0.4])
+    clone.repro("train")
+    clone.commit("0.4")
+
+    message = failing(clone, "git merge main")
+    clone.run("git", "checkout", "--ours", "params.yaml")
+    clone.change(study__dropouts=[0.0, 0.25, 0.4])
+    output = call(clone, *commands("after `git merge`"))
+
+    assert "conflict in dvc.lock" in message
+    assert trained(output) == []
+    assert UP_TO_DATE in clone.dvc("status")
+    assert clone.run("git", "status", "--porcelain").stdout == ""
+
+
+def test_an_applied_experiment_is_completed_by_repro(clone: Clone) -> None:
+    clone.dvc("exp", "run", "--temp", "--name", "other-rate", "-S", "study.dropouts=[0.25]")
+    clone.dvc("exp", "apply", "other-rate")
+
+    status = clone.dvc("status")
+    output = call(clone, *commands("after `dvc exp apply`"))
+
+    assert "models/variants" in status
+    assert trained(output) == []
+    assert UP_TO_DATE in clone.dvc("status")
+
+
+def test_links_and_gc_leave_everything_up_to_date(clone: Clone) -> None:
+    images = clone.path / "data/raw/train_images.npy"
+    *link, collect = commands("The disk fills up")
+    before = images.stat()
+
+    call(clone, *link)
+    linked = images.stat()
+    call(clone, f"{collect} --force")  # it asks otherwise
+
+    assert linked.st_ino != before.st_ino
+    assert UP_TO_DATE in clone.dvc("status")
+
+
+def test_the_script_of_the_page_is_written_by_plot(clone: Clone) -> None:
+    (clone.path / "data/vega.js").unlink()
+    (command,) = commands("data/vega.js")
+
+    call(clone, command)
+
+    assert (clone.path / "data/vega.js").exists()

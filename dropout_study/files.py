@@ -4,6 +4,7 @@ All paths are relative to the project's top level, from where DVC runs the stage
 """
 
 import csv
+import errno
 import io
 import json
 import os
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from dropout_study.errors import StudyError
+from dropout_study.progress import say
 
 SETTINGS = Path("params.yaml")
 DOWNLOADS = Path("data/downloads")
@@ -41,6 +43,9 @@ SUMMARY = Path("metrics/summary.csv")
 PLOTS = Path("metrics/plots")
 CLASSES = RAW / "classes.json"
 VEGA = Path("data/vega.js")
+
+# What flock raises on file systems without locks: NFS without lockd, some FUSE and cluster file systems.
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
 
 
 def images_file(directory: Path, part: str) -> Path:
@@ -76,6 +81,29 @@ def provenance_file(key: str) -> Path:
 def log_file(key: str) -> Path:
     """Return the file to which all that is printed while the variant `key` trains is appended."""
     return LOGS / f"{key}.log"
+
+
+@contextmanager
+def locked(path: Path, message: str) -> Iterator[None]:
+    """Hold the lock file `path` for this process during the block; the lock ends with the process, however it ends.
+
+    The file is created if it is not there, and stays. Raises `StudyError` with `path` and `message` at once if another
+    process holds the lock. On a file system without locks, prints a warning and runs the block unlocked.
+    """
+    import fcntl  # which Windows does not have; nothing else here needs it
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StudyError(f"{path}: {message}") from None
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            reason = f"this file system has no locks ({error.strerror})"
+            say(f"warning: {path}: {reason}, so a second run at the same time is not detected")
+        yield
 
 
 @contextmanager

@@ -345,7 +345,7 @@ def _epoch_ours(options: Options, turn: Connection) -> Callable[[], Any]:
 
         def after_epoch(record: training.TrainingRecord) -> None:
             nonlocal start
-            checkpoints.keep(model, optimizer, record.to_json(), len(record.history))
+            checkpoints.save_if_due(model, optimizer, record.to_json(), len(record.history))
             turn.send(time.perf_counter() - start)
             turn.recv()
             start = time.perf_counter()

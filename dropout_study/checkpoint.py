@@ -1,25 +1,23 @@
-"""What makes a killed training resume: its state after an epoch in one file, written whole or not at all.
+"""Checkpoints, from which a killed training resumes: its state after an epoch in one file, written whole or not at all.
 
-A variant has a directory of its own, named by the variant and a hash of all that its result depends on, so that a
-checkpoint is only ever found by the run that would have written it. There are two files in it, the latest state and
-the one before; each begins with the SHA-256 of what follows.
+Each variant has its own directory, named by the variant and a hash of everything its result depends on, so a
+checkpoint is only loaded by a run that would have written the same one. The directory holds two files, the latest
+state and the previous one; each begins with the SHA-256 of what follows.
 """
 
-import fcntl
 import hashlib
 import io
 import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from dropout_study import files
-from dropout_study.errors import StudyError
 from dropout_study.progress import say
 
 if TYPE_CHECKING:
@@ -32,7 +30,7 @@ DIGEST_BYTES = 64
 
 
 class State(NamedTuple):
-    """All that a training remembers of the epochs so far: arrays, and what JSON can hold."""
+    """The state of a training after `epoch`: the network's weights, the optimizer's variables, and a JSON value."""
 
     epoch: int
     weights: list[np.ndarray]
@@ -43,7 +41,7 @@ class State(NamedTuple):
 def fingerprint(values: Any, arrays: Iterable[np.ndarray], modules: Iterable[Path]) -> str:
     """Return a hash, 16 hexadecimal digits, of what a result depends on: settings, data and code.
 
-    `values` is what JSON can hold; of the arrays, type, shape and content count, of the modules the content.
+    `values` is a JSON value. Of `arrays`, dtype, shape and content count; of `modules`, path and content.
     """
     digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode())
     for array in arrays:
@@ -56,51 +54,44 @@ def fingerprint(values: Any, arrays: Iterable[np.ndarray], modules: Iterable[Pat
     return digest.hexdigest()[:16]
 
 
-@contextmanager
-def locked(key: str) -> Iterator[None]:
-    """Hold the variant `key` of this project for this process; the lock ends with the process, however it ends.
+def locked(key: str) -> AbstractContextManager[None]:
+    """Hold the variant `key` of this project for this process, so that no other writes the same outputs.
 
-    Raises `StudyError` at once if another process holds it: both would write the same outputs.
+    Raises `StudyError` at once if another process holds it. See `files.locked`.
     """
-    path = LOCKS / f"{key}.lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise StudyError(f"{path}: another process is training this variant; wait for it, or end it") from None
-        yield
+    return files.locked(LOCKS / f"{key}.lock", "another process is training this variant; wait for it, or end it")
 
 
 class Checkpoints:
     """The checkpoints of the variant `key`, every `every` epochs, under the hash `digest` below .checkpoints.
 
-    The environment variable DROPOUT_STUDY_CHECKPOINTS names another directory than .checkpoints.
+    The environment variable DROPOUT_STUDY_CHECKPOINTS names a directory to use instead of .checkpoints.
     """
 
     def __init__(self, key: str, digest: str, every: int = 1) -> None:
         self.key = key
         self.every = every
-        self.epoch = 0  # the latest that there is a checkpoint of
+        self.epoch = 0  # of the latest checkpoint; 0 if there is none
         self.root = Path(os.environ.get(ROOT_VARIABLE, ROOT))
         self.directory = self.root / f"{key}-{digest}"
         self.latest = self.directory / "latest"
         self.previous = self.directory / "previous"
 
     @contextmanager
-    def telling(self) -> Iterator[None]:
-        """Say, if the block is interrupted, where the next run goes on."""
+    def reporting_interrupts(self) -> Iterator[None]:
+        """If the block is interrupted, print where the next run resumes."""
         try:
             yield
         except KeyboardInterrupt:
-            where = (
-                f"goes on after epoch {self.epoch}, from its checkpoint" if self.epoch else "starts at the beginning"
-            )
-            say(f"{self.key}  the next run {where}")
+            next_step = f"resumes after epoch {self.epoch}" if self.epoch else "starts from the beginning"
+            say(f"{self.key}  the next run {next_step}")
             raise
 
     def resume(self, network: "keras.Model", optimizer: "keras.Optimizer") -> Any:
-        """Put `network` and the built `optimizer` into the latest state kept, and return its progress; or None."""
+        """Load the latest state into `network` and the built `optimizer`, and return its progress.
+
+        Returns None, and changes nothing, if there is no checkpoint.
+        """
         state = self.load()
         if state is None:
             return None
@@ -108,13 +99,13 @@ class Checkpoints:
         network.set_weights(state.weights)
         for variable, value in zip(optimizer.variables, state.optimizer, strict=True):
             variable.assign(value)
-        say(f"{self.key}  going on after epoch {self.epoch}, from its checkpoint")
+        say(f"{self.key}  resuming after epoch {self.epoch} from its checkpoint")
         return state.progress
 
-    def keep(self, network: "keras.Model", optimizer: "keras.Optimizer", progress: Any, epoch: int) -> None:
-        """Save the state after `epoch`, if it is one to keep; `progress` is what JSON can hold.
+    def save_if_due(self, network: "keras.Model", optimizer: "keras.Optimizer", progress: Any, epoch: int) -> None:
+        """Save the state after `epoch` if `epoch` is a multiple of `every`; `progress` is a JSON value.
 
-        If it cannot be written, says so; the training goes on, and the checkpoints before stay.
+        If it cannot be written, prints a warning; the training continues, and older checkpoints stay.
         """
         if epoch % self.every:
             return
@@ -123,12 +114,13 @@ class Checkpoints:
             self.save(state)
             self.epoch = epoch
         except OSError as error:
-            say(f"warning: {self.latest}: no checkpoint of epoch {epoch} ({error.strerror}); training goes on")
+            reason = f"no checkpoint of epoch {epoch} ({error.strerror})"
+            say(f"warning: {self.latest}: {reason}; training continues without checkpoints")
 
     def save(self, state: State) -> None:
-        """Write `state`; what was the latest becomes the previous. Raises `OSError` if it cannot.
+        """Write `state` as the latest; the latest so far becomes the previous. Raises `OSError` if that fails.
 
-        Whatever happens meanwhile, one of the two files is whole, if one was before.
+        At every moment, one of the two files is whole if one was before.
         """
         arrays = {f"weights_{i}": array for i, array in enumerate(state.weights)}
         arrays |= {f"optimizer_{i}": array for i, array in enumerate(state.optimizer)}
@@ -147,7 +139,7 @@ class Checkpoints:
                 self.latest.replace(self.previous)
 
     def load(self) -> State | None:
-        """Return the latest whole state, or None; a damaged one is removed, and that is said."""
+        """Return the latest whole state, or None. Removes a damaged one and prints a warning."""
         if self.directory.exists():
             for leftover in self.directory.glob(".*"):
                 leftover.unlink(missing_ok=True)  # of a write that was killed
@@ -161,18 +153,19 @@ class Checkpoints:
             payload = content[DIGEST_BYTES:]
             if hashlib.sha256(payload).hexdigest().encode() == content[:DIGEST_BYTES]:
                 return _unpack(payload)
-            # Left where it is, it would take the place of a whole one with the next write.
+            # The next save would replace the previous state, which is whole, with this one.
             path.unlink()
-            say(f"warning: {path} was damaged; going on from the checkpoint before it, if there is one")
+            say(f"warning: {path}: damaged and removed; resuming from the previous checkpoint, if there is one")
         return None
 
     def clear(self) -> None:
-        """Remove the checkpoints: the result stands. In the project's own directory, those of other settings too.
+        """Remove the checkpoints of a finished variant; in .checkpoints, also those under other hashes.
 
-        They are of runs that were killed before a setting was changed; in a shared directory they may be another's.
+        Those come from runs that were killed before a setting was changed. A directory that the environment variable
+        names may be shared, and they may belong to another project.
         """
-        others = self.root.glob(f"{self.key}-{'[0-9a-f]' * 16}") if self.root == ROOT else []
-        for directory in [self.directory, *others]:
+        outdated = self.root.glob(f"{self.key}-{'[0-9a-f]' * 16}") if self.root == ROOT else []
+        for directory in [self.directory, *outdated]:
             shutil.rmtree(directory, ignore_errors=True)
 
 

@@ -1,4 +1,4 @@
-"""Errors that are meant to be read by the person who runs the study."""
+"""Errors and interrupts, as the person who runs the study sees them."""
 
 import argparse
 import os
@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 
 
 class StudyError(Exception):
-    """Something the user can mend; its message names the culprit, what is allowed and the way out."""
+    """An error the user can fix; its message names the file or key, the value, what is allowed, and how to fix it."""
 
 
 def run_stage(main: Callable[..., None], description: str, *arguments: str) -> None:
@@ -44,10 +44,10 @@ def _interrupt(number: int, _: object) -> None:
 
 @contextmanager
 def interrupts_held() -> Iterator[Callable[[], None]]:
-    """Hold back Ctrl-C and SIGTERM in the block until the function that is yielded is called, or the block ends.
+    """Delay Ctrl-C and SIGTERM in the block until it calls the yielded function, or ends.
 
-    An exception raised in the middle of a call into TensorFlow can bring down the process. Whoever interrupts again
-    after the message does not want to wait: that signal ends the process as the system does by default.
+    An exception raised in the middle of a call into TensorFlow can crash the process. A second interrupt, after the
+    message, ends the process at once, as the system does by default.
     """
     came: list[int] = []
 
@@ -56,7 +56,7 @@ def interrupts_held() -> Iterator[Callable[[], None]]:
         for one in usual:
             signal.signal(one, signal.SIG_DFL)
         with suppress(OSError):
-            os.write(1, b"stopping after this step; once more to stop at once\n")
+            os.write(1, b"stopping after this step; interrupt again to stop immediately\n")
 
     def stop_if_interrupted() -> None:
         if came:

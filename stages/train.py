@@ -38,14 +38,14 @@ def main(key: str | None = None) -> None:
         )
         report = TrainingReport(variant.key, len(data.labels), settings.train.epochs)
         report.device(provenance["processor"] if device.name == "CPU" else device.name, *device[1:])
-        with checkpoints.telling(), interrupts_held() as stop_if_interrupted:
+        with checkpoints.reporting_interrupts(), interrupts_held() as stop_if_interrupted:
             shapes = {"image_shape": test_images.shape[1:], "classes": len(classes), **values["network"]}
             model = network.build_network(**shapes)
             optimizer = training.make_optimizer(variant.optimizer, values["learning_rate"])
             optimizer.build(model.trainable_variables)
 
             def after_epoch(record: training.TrainingRecord) -> None:
-                checkpoints.keep(model, optimizer, record.to_json(), len(record.history))
+                checkpoints.save_if_due(model, optimizer, record.to_json(), len(record.history))
                 report.epoch(record.history[-1], record.seconds)
                 stop_if_interrupted()
 

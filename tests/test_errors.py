@@ -1,4 +1,4 @@
-"""Signals, which a process of its own receives for real."""
+"""Signals, sent to a process of its own."""
 
 import signal
 import subprocess
@@ -14,7 +14,7 @@ try:
     with interrupts_held() as stop_if_interrupted:
         print("held", flush=True)
         {inside}
-    print("came out", flush=True)
+    print("block ended", flush=True)
 except KeyboardInterrupt as interrupt:
     print("interrupted by", interrupt.args, flush=True)
 time.sleep(0.2)
@@ -42,14 +42,16 @@ def start(inside: str, handler: str = "signal.default_int_handler") -> subproces
         "while True: time.sleep(0.2); print('step', flush=True); stop_if_interrupted()",
         "time.sleep(0.5); print('step', flush=True)",
     ],
-    ids=["asked for", "at the end of the block"],
+    ids=["when asked", "at the end of the block"],
 )
-def test_an_interrupt_is_raised_when_the_step_is_over(inside: str, number: signal.Signals) -> None:
+def test_interrupts_held_raises_after_the_step(inside: str, number: signal.Signals) -> None:
     process = start(inside)
+
     process.send_signal(number)
+
     printed = process.communicate(timeout=30)[0].splitlines()
     assert printed == [
-        "stopping after this step; once more to stop at once",
+        "stopping after this step; interrupt again to stop immediately",
         "step",
         f"interrupted by ({number:d},)",
         "end",
@@ -57,29 +59,37 @@ def test_an_interrupt_is_raised_when_the_step_is_over(inside: str, number: signa
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_second_interrupt_ends_the_process_at_once(number: signal.Signals) -> None:
+def test_interrupts_held_lets_second_interrupt_end_the_process(number: signal.Signals) -> None:
     process = start("time.sleep(60)")
-    process.send_signal(signal.SIGINT)
     assert process.stdout
-    assert "once more to stop at once" in process.stdout.readline()
+
+    process.send_signal(signal.SIGINT)
+
+    assert "interrupt again to stop immediately" in process.stdout.readline()
     assert process.poll() is None
+
     process.send_signal(number)
+
     assert process.communicate(timeout=30)[0] == ""
     assert process.returncode == -number
 
 
-def test_an_interrupt_that_is_ignored_stays_so() -> None:
+def test_interrupts_held_leaves_ignored_signal_ignored() -> None:
     """As in the background of a shell script."""
     process = start("time.sleep(0.5)", handler="signal.SIG_IGN")
+
     process.send_signal(signal.SIGINT)
-    assert process.communicate(timeout=30)[0] == "came out\nend\n"
+
+    assert process.communicate(timeout=30)[0] == "block ended\nend\n"
     assert process.returncode == 0
 
 
-def test_after_the_block_an_interrupt_is_as_before() -> None:
+def test_interrupts_held_restores_handlers() -> None:
     process = start("time.sleep(0)")
     assert process.stdout
-    assert process.stdout.readline() == "came out\n"
+    assert process.stdout.readline() == "block ended\n"
+
     process.send_signal(signal.SIGTERM)
+
     assert process.wait(30) == -signal.SIGTERM
     process.stdout.close()

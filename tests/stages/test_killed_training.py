@@ -1,4 +1,4 @@
-"""The train stage, killed for real: it goes on, and ends equal to the byte to a run that was not killed."""
+"""The train stage, killed for real: it resumes, and its outputs equal those of an uninterrupted run to the byte."""
 
 import os
 import random
@@ -141,7 +141,7 @@ def test_killed_at_random_moments_it_ends_equal_to_the_byte(
             continue
         lines.append(kill(process))
         kills += 1
-        resumed_after |= set(re.findall(r"going on after epoch (\d+)", "".join(lines)))
+        resumed_after |= set(re.findall(r"resuming after epoch (\d+)", "".join(lines)))
     finish(start(project))
     assert outputs(project) == expected
     assert checkpoints(project) == []
@@ -172,7 +172,7 @@ def test_killed_in_the_write_of_a_checkpoint_it_ends_equal_to_the_byte(
     train_and_be_killed(project, code)
     assert checkpoints(project)
     printed = finish(start(project))
-    assert re.search(r"going on after epoch [12],", printed)
+    assert re.search(r"resuming after epoch [12] ", printed)
     assert outputs(project) == uninterrupted[1]
 
 
@@ -186,13 +186,13 @@ def test_an_interrupt_ends_with_a_message_and_a_checkpoint(
     process.send_signal(number)
     printed = process.communicate(timeout=60)[0]
     assert process.returncode == status
-    (message,) = re.findall(r"the next run goes on after epoch (\d+), from its checkpoint", printed)
+    (message,) = re.findall(r"the next run resumes after epoch (\d+)", printed)
     assert "stopping after this step" in printed  # and not in the middle of TensorFlow
     assert "interrupted" in printed
     assert "Traceback" not in printed
     assert not (project.path / files.variant_file(KEY)).exists()
     again = start(project)
-    await_line(again, f"going on after epoch {message}, from its checkpoint")
+    await_line(again, f"resuming after epoch {message} from its checkpoint")
     kill(again)
 
 
@@ -215,8 +215,8 @@ def test_a_damaged_checkpoint_costs_an_epoch_and_no_byte(
     (latest,) = (path for path in checkpoints(project) if path.name == "latest")
     latest.write_bytes(latest.read_bytes()[:-100])
     printed = finish(start(project))
-    assert f"{latest.relative_to(project.path)} was damaged" in printed
-    assert re.search(r"going on after epoch [3-9],", printed)
+    assert f"{latest.relative_to(project.path)}: damaged and removed" in printed
+    assert re.search(r"resuming after epoch [3-9] ", printed)
     assert outputs(project) == uninterrupted[1]
 
 
@@ -255,7 +255,7 @@ def test_a_checkpoint_that_cannot_be_written_warns_and_training_goes_on(
     )
     printed = finish(start(project, sys.executable, "-c", code))
     assert printed.count("no checkpoint of epoch") == 10
-    assert "no checkpoint of epoch 2 (File too large); training goes on" in printed
+    assert "no checkpoint of epoch 2 (File too large); training continues without checkpoints" in printed
     assert outputs(project) == uninterrupted[1]
 
 
@@ -264,7 +264,7 @@ def test_dvc_repro_goes_on_where_it_was_killed(project: Clone, uninterrupted: tu
     await_line(process, "epoch  3/10")
     kill(process)
     printed = project.dvc("repro", f"train@{KEY}")
-    assert re.search(r"going on after epoch ([3-9]|10), from its checkpoint", printed)
+    assert re.search(r"resuming after epoch ([3-9]|10) from its checkpoint", printed)
     assert outputs(project) == uninterrupted[1]
     assert project.repro(f"train@{KEY}") == []
 
@@ -289,7 +289,7 @@ def test_other_settings_find_no_checkpoint(project: Clone) -> None:
     assert checkpoints(project)
     project.change(train__learning_rate__adadelta=0.5)
     again = project.run("python", "-m", "stages.train", KEY).stdout
-    assert "going on" not in again
+    assert "resuming" not in again
     assert "epoch  1/10" in again
 
 
@@ -300,6 +300,6 @@ def test_the_checkpoint_of_a_training_that_is_over_only_writes_the_outputs(
     code = "import os, signal\nimport keras\nkeras.Model.save = lambda *_: os.killpg(0, signal.SIGKILL)\n"
     train_and_be_killed(project, code)
     printed = project.run("python", "-m", "stages.train", KEY).stdout
-    assert "going on after epoch 10, from its checkpoint" in printed
+    assert "resuming after epoch 10 from its checkpoint" in printed
     assert "loss" not in printed
     assert outputs(project) == uninterrupted[1]

@@ -20,6 +20,8 @@ START_UP_NOISE = (
     "^I0000 .*(XLA service|StreamExecutor|Compiled cluster using XLA|MLIR crash reproducer)",
 )
 
+LINE_SECONDS = 5.0  # before the first line about a download, and between two, where there is no terminal
+
 
 def say(text: str) -> None:
     """Print one line at once, so that it is seen when DVC passes it on."""
@@ -89,7 +91,7 @@ def _append(path: Path, text: str) -> None:
 def download_bar(name: str, done: int, total: int | None) -> "Iterator[tqdm[Any]]":
     """Show how many of `total` bytes of `name` have come, `done` of them earlier; `update(n)` counts on.
 
-    A bar on a terminal; elsewhere a plain line about every 30 seconds.
+    A bar on a terminal; elsewhere a plain line every `LINE_SECONDS`.
     """
     terminal = sys.stderr.isatty()
     with tqdm(
@@ -98,9 +100,9 @@ def download_bar(name: str, done: int, total: int | None) -> "Iterator[tqdm[Any]
         total=total,
         unit="B",
         unit_scale=True,
-        delay=0 if terminal else 1,
-        mininterval=0.1 if terminal else 30,
-        maxinterval=10 if terminal else 60,
+        delay=0 if terminal else LINE_SECONDS,
+        mininterval=0.1 if terminal else LINE_SECONDS,
+        miniters=1,  # at any rate: tqdm would guess from the rate so far how many bytes to wait for
         bar_format=None if terminal else "{desc}: {n_fmt} of {total_fmt} at {rate_fmt}\n",
     ) as bar:
         yield bar

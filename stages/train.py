@@ -23,7 +23,7 @@ def main(key: str | None = None) -> None:
     settings = load_settings()
     variant = settings.variant(key or os.environ.get("DVC_STAGE", "").partition("@")[2])
     with locked(variant.key), logged(files.log_file(variant.key)), without_start_up_noise():
-        from dropout_study import model_file, network, training  # TensorFlow takes seconds: only once all is right
+        from dropout_study import model_file, network, training  # TensorFlow takes seconds: only now
 
         data = training.LabelledImages(*files.read_part(files.NORMALIZED, "train"))
         validation_data = training.LabelledImages(*files.read_part(files.NORMALIZED, "validation"))
@@ -37,7 +37,7 @@ def main(key: str | None = None) -> None:
             variant.key, fingerprint([values, provenance], inputs, MODULES), settings.train.checkpoint_every
         )
         report = TrainingReport(variant.key, len(data.labels), settings.train.epochs)
-        report.device(provenance["processor"] if device.name == "CPU" else device.name, *device[1:])
+        report.device(provenance["processor"] if device.name == "CPU" else device.name, device.threads, device.shards)
         with checkpoints.reporting_interrupts(), interrupts_held() as stop_if_interrupted:
             shapes = {"image_shape": test_images.shape[1:], "classes": len(classes), **values["network"]}
             model = network.build_network(**shapes)

@@ -54,9 +54,9 @@ def model(image_shape: tuple[int, ...], classes: list[str], random: np.random.Ge
     return content.getvalue()
 
 
-def main() -> None:
+def main(key: str | None = None) -> None:
     settings = load_settings()
-    variant = settings.variant(os.environ["DVC_STAGE"].partition("@")[2])
+    variant = settings.variant(key or os.environ["DVC_STAGE"].partition("@")[2])
     images = files.read_array(files.images_file(files.NORMALIZED, "train"))
     test_images = files.read_array(files.images_file(files.NORMALIZED, "test"))
     classes = files.read_json(files.CLASSES)
@@ -79,4 +79,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_stage(main, "Pretend to train one variant.")
+    run_stage(main, "Pretend to train one variant.", "key: the variant")

@@ -21,7 +21,7 @@ def test_preset_runs_from_download_to_plot(tmp_path: Path, preset: Path) -> None
     settings = load_settings(preset)
     rates = [settings.study.dropouts[0], settings.study.dropouts[-1]]
     clone.change(study__dropouts=rates, study__seeds=settings.study.seeds[:1])
-    clone.change(normalize__train_size=60, train__epochs=1, train__batch_size=16)
+    clone.change(normalize__train_size=200, train__epochs=1, train__batch_size=16)
     clone.change(network__filters=[2, 2, 2, 2], network__units=[4, 4])
     if settings.dataset == "cifar10":
         archive = write_archive(tmp_path / "cifar-10-binary.tar.gz", content())

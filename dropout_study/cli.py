@@ -147,33 +147,35 @@ def _current_variants() -> list[str]:
 def predict(images: tuple[Path, ...], model_file: Path, as_json: bool) -> None:
     """Classify images with the best model.
 
-    IMAGES are files, or directories of them. Prints the three most probable classes of each. Images may have any mode
-    and up to 51 million pixels: the middle is cut out in the model's shape and scaled; what is transparent is laid on
-    white.
+    IMAGES are files, or directories of them: BMP, GIF, JPEG, PNG, PPM, TIFF and WebP, of up to 51 million pixels.
+    Prints the three most probable classes of each. The middle of an image is cut out in the shape that the model takes,
+    and scaled; transparent parts are laid on white.
 
-    Exit status 1 if any could not be read. If it is the model that is missing or unfit, there is an error and
-    nothing else, with --json, too.
+    A file that cannot be read is an error line, the others are still classified, and the exit status is 1. If the model
+    is missing or unfit, there is only that error, with --json too.
     """
     from dropout_study import prediction
+    from dropout_study.images import find_images
 
     model = prediction.load_model(model_file)
-    paths = list(prediction.find_images(images))
+    paths, passed_over = find_images(images)
+    if passed_over:
+        click.echo(f"other files in the directories, passed over: {passed_over}", err=True)
     names = [prediction.printable(path) for path in paths]
     classes = {name: prediction.printable(name) for name in model.classes}
-    width = max(map(len, names))
-    label = max(map(len, classes.values()))
-    found = []
-    for name, one in zip(names, prediction.predict(model, paths), strict=True):
-        found.append(one)
-        if one.error is not None:
-            click.echo(f"error: {name}: {one.error}", err=True)
+    name_width, class_width = max(map(len, names)), max(map(len, classes.values()))
+    predictions = []
+    for name, result in zip(names, prediction.predict(model, paths), strict=True):
+        predictions.append(result)
+        if result.error is not None:
+            click.echo(f"error: {name}: {result.error}", err=True)
         elif not as_json:
-            guesses = "   ".join(f"{classes[guess.name]:<{label}} {guess.probability:6.1%}" for guess in one.guesses)
-            click.echo(f"{name:<{width}}   {guesses}")
+            guesses = (f"{classes[guess.name]:<{class_width}} {guess.probability:6.1%}" for guess in result.guesses)
+            click.echo(f"{name:<{name_width}}   {'   '.join(guesses)}")
     if as_json:
-        result = {"model": str(model_file), "images": [one.to_json() for one in found]}
-        click.echo(json.dumps(result, indent=2, allow_nan=False))
-    if any(one.error is not None for one in found):
+        content = {"model": str(model_file), "images": [result.to_json() for result in predictions]}
+        click.echo(json.dumps(content, indent=2, allow_nan=False))
+    if any(result.error is not None for result in predictions):
         sys.exit(1)
 
 

@@ -82,8 +82,8 @@ def activate_and_pool(x: tf.Tensor, bias: tf.Tensor, images: tf.Tensor, rate: fl
 @tf.function(jit_compile=True, autograph=False)
 def _activate(x: tf.Tensor, bias: tf.Tensor, images: tf.Tensor, key: Key, rate: float, relu: bool) -> tf.Tensor:
     y = (x + bias) * _scale(rate)
-    kept = keep_mask(images, tuple(x.shape[1:]), rate, key) if rate else True
-    return tf.where(kept & (y > 0) if relu else kept, y, 0)
+    mask = keep_mask(images, tuple(x.shape[1:]), rate, key) if rate else True
+    return tf.where(mask & (y > 0) if relu else mask, y, 0)
 
 
 @tf.function(jit_compile=True, autograph=False)
@@ -100,14 +100,14 @@ def _pool(x: tf.Tensor, bias: tf.Tensor, images: tf.Tensor, key: Key, rate: floa
     height, width, channels = x.shape[1:]
     windows = [-1, height // 2, 2, width // 2, 2 * channels]
     y = tf.reshape((x + bias) * _scale(rate), windows)
-    kept = tf.reshape(keep_mask(images, (height, width, channels), rate, key), windows) if rate else None
+    mask = tf.reshape(keep_mask(images, (height, width, channels), rate, key), windows) if rate else None
     largest = tf.zeros_like(y[:, :, 0, :, :channels])
     winner = tf.fill(tf.shape(largest), tf.constant(NO_WINNER, tf.int8))
     for position in range(4):
         slice_ = np.s_[:, :, position // 2, :, position % 2 * channels : (position % 2 + 1) * channels]
         wins = y[slice_] > largest
-        if kept is not None:
-            wins &= kept[slice_]
+        if mask is not None:
+            wins &= mask[slice_]
         largest = tf.where(wins, y[slice_], largest)
         winner = tf.where(wins, tf.constant(position, tf.int8), winner)
     return largest, winner

@@ -49,30 +49,30 @@ def interrupts_held() -> Iterator[Callable[[], None]]:
     An exception raised in the middle of a call into TensorFlow can crash the process. A second interrupt, after the
     message, ends the process at once, as the system does by default.
     """
-    came: list[int] = []
+    received: list[int] = []
 
     def hold(number: int, _: object) -> None:
-        came.append(number)
-        for one in usual:
-            signal.signal(one, signal.SIG_DFL)
+        received.append(number)
+        for held in handlers:
+            signal.signal(held, signal.SIG_DFL)
         with suppress(OSError):
             os.write(1, b"stopping after this step; interrupt again to stop immediately\n")
 
     def stop_if_interrupted() -> None:
-        if came:
-            raise KeyboardInterrupt(*came)
+        if received:
+            raise KeyboardInterrupt(*received)
 
-    usual = {
+    handlers = {
         number: handler
         for number in (signal.SIGINT, signal.SIGTERM)
         if (handler := signal.getsignal(number)) != signal.SIG_IGN
     }
     try:
-        for number in usual:
+        for number in handlers:
             signal.signal(number, hold)
         yield stop_if_interrupted
     finally:
-        for number, handler in usual.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)
     stop_if_interrupted()
 

@@ -76,7 +76,7 @@ def paragraph(verdict: Mapping[str, Any], rates: Iterable[Row]) -> str:
 
 def sentence(judged: Mapping[str, Any]) -> str:
     """Return what the verdict on one optimizer comes to."""
-    best, among = judged["best"], _among(judged)
+    best, scope = judged["best"], _scope(judged)
     not_compared = (
         f" (not compared, because too many runs diverged: {listed(judged['not_compared'])})"
         if judged["not_compared"]
@@ -93,16 +93,16 @@ def sentence(judged: Mapping[str, Any]) -> str:
             return f"no statement: {best} is the only rate with two runs that did not diverge"
         case "contradicted", _:
             return (
-                f"no rate is best: {best} did best in validation{among}, "
+                f"no rate is best: {best} did best in validation{scope}, "
                 f"but {listed(judged['better'])} did better on the test images{not_compared}"
             )
         case "best", _:
             return f"{best} is best{not_compared}"
-    same = judged["not_told_apart"]
+    group = judged["not_told_apart"]
     if judged["one_group"]:
-        text = f"{listed(same, [rate['dropout'] for rate in judged['rates']])} cannot be told apart"
+        text = f"{listed(group, [rate['dropout'] for rate in judged['rates']])} cannot be told apart"
     else:
-        text = f"{best} cannot be told apart from {listed([rate for rate in same if rate != best])}"
+        text = f"{best} cannot be told apart from {listed([rate for rate in group if rate != best])}"
     text += f" with {seeds(judged['half_width_seeds'])}; the margin is ±{100 * judged['half_width']:.1f} points"
     if judged["seeds_needed"]:
         text += f", and ±1 would take about {judged['seeds_needed']} seeds"
@@ -114,12 +114,12 @@ def _about_best(judged: Mapping[str, Any], mean: Row | None) -> str:
     if mean is None:
         return ""
     accuracy = _column(mean, "test_accuracy", 100, ".1f", " %")
-    text = f" Best in validation{_among(judged)}: {judged['best']}, with a test accuracy of {accuracy}"
+    text = f" Best in validation{_scope(judged)}: {judged['best']}, with a test accuracy of {accuracy}"
     worse = [pair["dropout"] for pair in judged["comparisons"] if pair["told_apart"] and pair["mean"] > 0]
     return f"{text}; worse: {listed(worse)}." if 0 < len(worse) < len(judged["comparisons"]) else f"{text}."
 
 
-def _among(judged: Mapping[str, Any]) -> str:
+def _scope(judged: Mapping[str, Any]) -> str:
     """Return of which rates the best is the best, if not of all."""
     diverged = any(rate["diverged"] for rate in judged["rates"])
     return " among the rates at which no run diverged" if diverged else ""

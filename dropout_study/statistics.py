@@ -272,8 +272,8 @@ def conclude(best: float, seeds: int, pairs: Mapping[frozenset[float], Differenc
     if not tied:
         return _conclusion("best", not_compared=not_compared)
 
-    same = sorted([best, *(pair.dropout for pair in tied)])
-    within = [pairs[frozenset(names)] for names in combinations(same, 2)]
+    group = sorted([best, *(pair.dropout for pair in tied)])
+    within = [pairs[frozenset(names)] for names in combinations(group, 2)]
     one_group = not any(pair.told_apart for pair in within)
     counted = [pair for pair in within if pair.seeds > 1] if one_group else tied
     widest = max(counted, key=lambda pair: pair.half_width)
@@ -282,7 +282,7 @@ def conclude(best: float, seeds: int, pairs: Mapping[frozenset[float], Differenc
     return _conclusion(
         "tied",
         not_compared=not_compared,
-        not_told_apart=same,
+        not_told_apart=group,
         one_group=one_group,
         half_width=widest.half_width,
         half_width_seeds=[min(pair.seeds for pair in counted), max(pair.seeds for pair in counted)],

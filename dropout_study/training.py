@@ -212,7 +212,7 @@ def make_step(network: keras.Model, optimizer: keras.Optimizer, shards: int) -> 
         numbers = tf.range(count)
         by_shard = [shard_step(images[part], labels[part], numbers[part], count) for part in parts]
         gradients, losses, hits = zip(*by_shard, strict=True)
-        total = [tf.add_n(same) for same in zip(*gradients, strict=True)]
+        total = [tf.add_n(shares) for shares in zip(*gradients, strict=True)]
         # A ReLU can hide a weight that is not a number from the loss. It shows in a gradient, unless it is of the first
         # layer, whose input has none.
         health = tf.add_n([tf.reduce_sum(tensor) for tensor in [*total, variables[0].value]])

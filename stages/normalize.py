@@ -33,11 +33,11 @@ def main() -> None:
         before = normalization.summary(counts[part])
         after = normalization.summary(counts[part], transform.table)
         summary[part] = {"images": len(indices), "before": before, "after": after}
-        said = " → ".join(
+        moments = " → ".join(
             f"mean {of['mean']:.4g}, deviation {of['standard_deviation']:.4g}, largest {of['largest']:.4g}"
             for of in (before, after)
         )
-        say(f"{part}: {len(indices):,} images, {said}")
+        say(f"{part}: {len(indices):,} images, {moments}")
     per_channel = {name: value.tolist() for name, value in vars(statistics).items()}
     files.write_array(files.PIXEL_COUNTS, counts["train"])
     files.write_json(files.STATISTICS, {"method": settings.method, **transform.to_json(), **per_channel})

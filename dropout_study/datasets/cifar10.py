@@ -35,8 +35,8 @@ def load(archive: Path) -> Arrays:
             for member in tar:
                 if member.name not in missing:
                     continue
-                here = slice(wanted[member.name] * RECORDS, (wanted[member.name] + 1) * RECORDS)
-                images[here], labels[here] = _decode(archive, tar, member)
+                rows = slice(wanted[member.name] * RECORDS, (wanted[member.name] + 1) * RECORDS)
+                images[rows], labels[rows] = _decode(archive, tar, member)
                 missing.remove(member.name)
                 if not missing:
                     break

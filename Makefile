@@ -28,6 +28,10 @@ test: .venv/installed-test ## Run the whole test suite, on all cores
 test-fast: .venv/installed-test ## Run the tests that need nothing big, in under a minute
 	pytest -n auto --dist loadfile -m "not pipeline and not full_size"
 
+.PHONY: bench
+bench: .venv/installed ## Compare the speed of training with stock Keras and PyTorch; JSON=FILE writes the result, too
+	python -m benchmarks.training $(if $(JSON),--json $(JSON))
+
 .PHONY: lint
 lint: .venv/installed-test ## Check style, format and types
 	ruff check .

@@ -177,27 +177,3 @@ def predict(images: tuple[Path, ...], model_file: Path, as_json: bool) -> None:
         click.echo(json.dumps(content, indent=2, allow_nan=False))
     if any(result.error is not None for result in predictions):
         sys.exit(1)
-
-
-@main.command()
-@click.option("--rate", type=click.FloatRange(0, 1, max_open=True), default=0.5, show_default=True, help="Dropout.")
-@click.option("--batch-size", type=click.IntRange(1), default=512, show_default=True, help="Images a step.")
-@click.option("--threads", type=click.IntRange(0), default=0, show_default="all cores", help="Of each contestant.")
-@click.option("--image-size", type=click.IntRange(8), default=32, show_default=True, help="Pixels a side.")
-@click.option("--steps", type=click.IntRange(1), default=8, show_default=True, help="Of each contestant, to count.")
-@click.option("--json", "path", type=click.Path(dir_okay=False, path_type=Path), help="Write the result there, too.")
-def bench(rate: float, batch_size: int, threads: int, image_size: int, steps: int, path: Path | None) -> None:
-    """Compare the speed of training with others.
-
-    The others are stock Keras and, if it is installed (by pip install torch), PyTorch. Takes about four minutes, and
-    wants the machine for itself.
-    """
-    from dropout_study import bench, devices
-
-    if image_size & (image_size - 1):
-        raise click.BadParameter("a power of two, so that it can be halved three times", param_hint="--image-size")
-    options = bench.Options(rate, batch_size, threads or devices.cores(), image_size, steps)
-    result = bench.run(options, lambda text: click.echo(text, err=True))
-    click.echo(bench.table(result))
-    if path:
-        files.write_json(path, result)

@@ -1,13 +1,13 @@
 """The pictures: the article's, and better ones, in one style.
 
-Every function returns a figure of a fixed size; `save` writes the same bytes for the same figure.
+No picture's size depends on the number of rates, except that of the small multiples, which is limited. `save` writes
+the same bytes for the same figure.
 """
 
 import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import matplotlib.style
@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, PercentFormatter
 
 from dropout_study import files, report
+from dropout_study.page_tables import shown_rates
 from dropout_study.results import History, Result, by_rate, finished, most_confident_mistakes
 
 STYLE: Any = {
@@ -37,9 +38,14 @@ VALIDATION = "#D55E00"
 MUTED = "#666666"
 SAMPLES = (0, 4, 8, 12)  # the training images that the article shows
 MISTAKES = 12
-LOSS_LIMIT = 5.0  # where loss axes end, at the latest
+LOSS_LIMIT = 5.0  # loss axes end here or before
+RATES_PER_ROW = 5
+MANY_RATES = 40  # with more, marks are thin
+LABEL_STEPS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
+_WIDTH = 0.85  # the least share of a figure's width that the x axis takes
+_DIGIT = 0.65  # the width of a digit, as a share of the font size (DejaVu Sans: 0.636)
 
-# Nothing of a user's own matplotlibrc: the same figure is the same bytes everywhere.
+# Ignores a user's own matplotlibrc: the same figure is the same bytes everywhere.
 _styled = matplotlib.style.context(STYLE, after_reset=True)
 
 
@@ -67,7 +73,7 @@ def samples(images: np.ndarray, names: Sequence[str], dataset: str) -> Figure:
 
 @_styled
 def mistakes(images: np.ndarray, titles: Sequence[str], title: str) -> Figure:
-    """Return up to twelve test images, uint8 [N, H, W, 3], each with what is said of it, in rows of four."""
+    """Return up to twelve test images, uint8 [N, H, W, 3], each below its title, in rows of four."""
     rows = max(1, -(-len(images) // 4))
     figure = _figure(8, 0.5 + 2.7 * rows)
     figure.set_layout_engine("constrained", h_pad=0.1)
@@ -89,55 +95,76 @@ def _show(axes: Any, image: np.ndarray, title: str, interpolation: str) -> None:
 def mistakes_of(
     variant: str, classes: Sequence[str], images: np.ndarray, labels: np.ndarray, probabilities: np.ndarray
 ) -> Figure:
-    """Return the mistakes of `variant`, which gave the test images these `probabilities`, float32 [N, classes]."""
+    """Return the twelve mistakes that `variant` is most confident of, with actual and predicted class.
+
+    `images` are the test images, uint8 [N, H, W, 3], `labels` their classes [N], and `probabilities`, float32
+    [N, classes], the predictions of `variant`.
+    """
     worst = most_confident_mistakes(labels, probabilities, MISTAKES)
-    taken = probabilities[worst]
     titles = [
-        f"{classes[label]}\ntaken for {classes[one.argmax()]}\n({one.max():.1%})"
-        for label, one in zip(labels[worst], taken, strict=True)
+        f"{classes[label]}\npredicted {classes[prediction.argmax()]}\n({prediction.max():.1%})"
+        for label, prediction in zip(labels[worst], probabilities[worst], strict=True)
     ]
-    title = f"Where {variant} was most confidently wrong" if titles else f"{variant} made no mistake"
+    title = f"Most confident mistakes of {variant}" if titles else f"{variant} makes no mistake"
     return mistakes(images[worst], titles, title)
 
 
-def of_optimizers(results: Sequence[Result], histories: Mapping[str, History]) -> dict[str, Figure]:
-    """Return the article's two bar charts, and the histories by variant as small multiples, for each optimizer."""
+def of_optimizers(
+    rates: Sequence[Mapping[str, Any]], results: Sequence[Result], histories: Mapping[str, History]
+) -> dict[str, Figure]:
+    """Return for each optimizer the article's two bar charts, and its histories as small multiples.
+
+    `rates` are rows of `statistics.rates`; `histories` has the history of each variant. The names of the figures are
+    `accuracy-<optimizer>`, `loss-<optimizer>` and `history-<optimizer>`.
+    """
     pictures = {}
     groups = by_rate(results)
     for optimizer in dict.fromkeys(result.optimizer for result in results):
-        rates = {rate: group for (name, rate), group in groups.items() if name == optimizer}
+        runs = {dropout: group for (name, dropout), group in groups.items() if name == optimizer}
         for quantity in ("accuracy", "loss"):
-            values = {
-                rate: [getattr(result, f"test_{quantity}") for result in finished(group)]
-                for rate, group in rates.items()
-            }
-            pictures[f"{quantity}-{optimizer}"] = bars(values, optimizer, f"test {quantity}")
-        runs = {rate: [histories[r.variant] for r in group] for rate, group in rates.items()}
-        pictures[f"history-{optimizer}"] = small_multiples(runs, optimizer)
+            pictures[f"{quantity}-{optimizer}"] = bars(rates, [*runs], optimizer, f"test_{quantity}")
+        pictures[f"history-{optimizer}"] = small_multiples(
+            {dropout: [histories[result.variant] for result in group] for dropout, group in runs.items()},
+            {dropout: len(group) - len(finished(group)) for dropout, group in runs.items()},
+            optimizer,
+        )
     return pictures
 
 
 @_styled
-def bars(by_rate: Mapping[float, Sequence[float]], optimizer: str, quantity: str) -> Figure:
-    """Return the article's bar chart: the mean of `quantity` for each dropout rate.
+def bars(rates: Sequence[Mapping[str, Any]], dropouts: Sequence[float], optimizer: str, column: str) -> Figure:
+    """Return the article's bar chart: the mean of `column` at each of `dropouts`, in this order.
 
-    A rate without values has none because its runs diverged, and says so.
+    `rates` are rows of `statistics.rates`. A rate of `optimizer` has no row if all of its runs diverged; it is a cross.
     """
+    rows = {row["dropout"]: row for row in rates if row["optimizer"] == optimizer}
+    quantity = column.replace("_", " ")
     figure = _figure(6.4, 4.2)
     axes = figure.subplots()
-    for i, values in enumerate(by_rate.values()):
-        if values:
-            axes.bar(i, fmean(values), color=COLORS[optimizer], width=0.7)
-        else:
-            offset: dict[str, Any] = {"xytext": (0, 4), "textcoords": "offset points"}
-            axes.annotate("diverged", (i, 0), **offset, ha="center", va="bottom", rotation=90, color=MUTED)
-    axes.set_xticks(range(len(by_rate)), [str(rate) for rate in by_rate])
-    axes.set_xlim(-0.6, len(by_rate) - 0.4)
-    over = report.seeds(len(values) for values in by_rate.values())
-    axes.set_title(f"{optimizer}: {quantity} by dropout" + (f", mean of {over}" if over else ""))
+    places = range(len(dropouts))
+    width = 0.7 if len(dropouts) <= MANY_RATES else 1  # gaps below a pixel would only make the bars pale
+    means = {place: rows[dropout][column] for place, dropout in enumerate(dropouts) if dropout in rows}
+    axes.bar([*means], [*means.values()], width, color=COLORS[optimizer], linewidth=0)
+    diverged = [place for place, dropout in enumerate(dropouts) if dropout not in rows]
+    if diverged:
+        bottom = axes.get_xaxis_transform()
+        axes.plot(diverged, [0.02] * len(diverged), "x", color=MUTED, transform=bottom, label="all runs diverged")
+        figure.legend(loc="outside lower center", frameon=False)
+    # A label for each rate, for every 2nd, 5th, 10th … where there are more.
+    step = next(n for n in LABEL_STEPS if len(dropouts) <= n * _most_labels(axes, dropouts))
+    axes.set_xticks(places[::step], [str(dropout) for dropout in dropouts[::step]])
+    axes.set_xlim(-0.6, len(dropouts) - 0.4)
+    seeds = report.seeds(row["runs"] for row in rows.values())
+    axes.set_title(f"{optimizer}: {quantity} by dropout" + (f", mean of {seeds}" if seeds else ""))
     axes.set_xlabel("dropout rate")
     _label(axes, quantity)
     return figure
+
+
+def _most_labels(axes: Any, labels: Sequence[float]) -> int:
+    """Return how many of `labels` fit side by side on the x axis, with a space between them."""
+    longest = max(len(str(label)) for label in labels)
+    return int(_WIDTH * 72 * axes.figure.get_figwidth() / ((longest + 1) * _DIGIT * STYLE["font.size"]))
 
 
 def _label(axes: Any, quantity: str) -> None:
@@ -149,62 +176,70 @@ def _label(axes: Any, quantity: str) -> None:
 
 @_styled
 def by_dropout(rates: Sequence[Mapping[str, Any]], results: Sequence[Result], column: str) -> Figure:
-    """Return `column` of the study by dropout: a point a run, mean and 95 % interval over seeds, and guessing.
+    """Return `column` of the study by dropout: each run, means with 95 % intervals over seeds, and guessing.
 
-    `rates` are rows of `statistics.rates`. Optimizers differ in colour and marker, and stand side by side at each rate.
+    `rates` are rows of `statistics.rates`. Optimizers differ in colour and marker, and are side by side at each rate.
     Runs that diverged are a cross at the bottom, with their number if there are several.
     """
     quantity = column.replace("_", " ")
     figure = _figure(7.2, 4.4)
     axes = figure.subplots()
     optimizers = list(dict.fromkeys(result.optimizer for result in results))
-    places = sorted({result.dropout for result in results})
-    slot = 0.6 * min([*np.diff(places), 0.1]) / len(optimizers)
-    over = report.seeds(row["runs"] for row in rates)
+    dropouts = sorted({result.dropout for result in results})
+    many = len(dropouts) * len(optimizers) > MANY_RATES
+    slot = 0.6 * min([*np.diff(dropouts), 0.1]) / len(optimizers)
+    seeds = report.seeds(row["runs"] for row in rates)
     for i, optimizer in enumerate(optimizers):
         shift = slot * (i - (len(optimizers) - 1) / 2)
-        look: dict[str, Any] = {"color": COLORS[optimizer], "marker": MARKERS[optimizer]}
-        mine = [result for result in results if result.optimizer == optimizer]
-        runs = finished(mine) if over else []
+        style: dict[str, Any] = {"color": COLORS[optimizer], "marker": MARKERS[optimizer]}
+        variants = [result for result in results if result.optimizer == optimizer]
+        runs = finished(variants) if seeds else []
         axes.plot(
             [result.dropout + shift - 0.25 * slot for result in runs],
             [getattr(result, column) for result in runs],
-            **look,
+            **style,
             linestyle="",
             alpha=0.35,
-            markersize=4,
+            markersize=2 if many else 4,
+            markeredgewidth=0,
         )
         rows = [row for row in rates if row["optimizer"] == optimizer]
         axes.plot(
-            [row["dropout"] + shift for row in rows], [row[column] for row in rows], **look, lw=1, label=optimizer
+            [row["dropout"] + shift for row in rows],
+            [row[column] for row in rows],
+            **style,
+            linewidth=1,
+            markersize=2 if many else 6,
+            label=optimizer,
         )
-        for row in rows:
-            if row[f"{column}_low"] is not None:
-                axes.errorbar(
-                    row["dropout"] + shift,
-                    row[column],
-                    [[row[column] - row[f"{column}_low"]], [row[f"{column}_high"] - row[column]]],
-                    color=COLORS[optimizer],
-                    capsize=4,
-                )
-        diverged = Counter(result.dropout + shift for result in mine if result.diverged is not None)
+        measured = [row for row in rows if row[f"{column}_low"] is not None]
+        axes.vlines(
+            [row["dropout"] + shift for row in measured],
+            [row[f"{column}_low"] for row in measured],
+            [row[f"{column}_high"] for row in measured],
+            color=COLORS[optimizer],
+            linewidth=0.5 if many else 1.5,
+        )
+        diverged = Counter(result.dropout + shift for result in variants if result.diverged is not None)
         if diverged:
             bottom: dict[str, Any] = {"color": COLORS[optimizer], "transform": axes.get_xaxis_transform()}
-            axes.plot([*diverged], [0.02] * len(diverged), "x", **bottom, label=f"{optimizer}: diverged")
+            axes.plot([*diverged], [0.02] * len(diverged), "x", **bottom, markersize=6, label=f"{optimizer}: diverged")
             for place, count in diverged.items():
-                if count > 1:
+                if count > 1 and not many:
                     axes.text(place, 0.04, str(count), **bottom, ha="center", fontsize=8)
     for guessing in {row[f"{column}_guessing"] for row in rates}:
         axes.axhline(guessing, color=MUTED, linestyle="--", linewidth=1, label="guessing")
-    axes.set_xticks(places)
-    axes.set_xlim(places[0] - 0.05, places[-1] + 0.05)
+    axes.set_xlim(dropouts[0] - 0.05, dropouts[-1] + 0.05)
+    span = dropouts[-1] - dropouts[0] + 0.1
+    if len(dropouts) == 1 or min(np.diff(dropouts)) >= span / _most_labels(axes, dropouts):
+        axes.set_xticks(dropouts)  # else matplotlib's round numbers, which have room
     if column != "accuracy_gap":
         # An interval by t may go where no accuracy or loss can be.
         low, high = axes.get_ylim()
         axes.set_ylim(max(low, -0.02 * high), min(high, 1.02) if "accuracy" in column else high)
     axes.set_title(f"{quantity.capitalize()} by dropout\n", fontsize=12)
-    shown = f"mean and 95 % interval (t) over {over}; pale: single runs" if over else "one run a rate"
-    axes.text(0, 1.03, shown, transform=axes.transAxes, color=MUTED)
+    subtitle = f"mean and 95 % interval (t) over {seeds}; pale: single runs" if seeds else "one run per rate"
+    axes.text(0, 1.03, subtitle, transform=axes.transAxes, color=MUTED)
     axes.set_xlabel("dropout rate")
     _label(axes, quantity)
     figure.legend(loc="outside lower center", ncols=4, frameon=False)
@@ -213,7 +248,10 @@ def by_dropout(rates: Sequence[Mapping[str, Any]], results: Sequence[Result], co
 
 @_styled
 def confusion(rows: Sequence[tuple[str, str, int]], variant: str) -> Figure:
-    """Return which class (a row) is taken for which (a column): counts, shaded by the share of the row."""
+    """Return the confusion matrix of `variant`, shaded by the share of the actual class.
+
+    `rows` are (actual class, predicted class, number of images), all pairs of classes in order.
+    """
     classes = list(dict.fromkeys(actual for actual, _, _ in rows))
     counts = np.array([count for _, _, count in rows]).reshape(len(classes), -1)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
@@ -227,7 +265,7 @@ def confusion(rows: Sequence[tuple[str, str, int]], variant: str) -> Figure:
     slanted: Any = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if max(map(len, classes)) > 3 else {}
     axes.set_xticks(range(len(classes)), classes, **slanted)
     axes.set_yticks(range(len(classes)), classes)
-    axes.set_title(f"What {variant} takes the test images for", fontsize=12)
+    axes.set_title(f"Confusion matrix of {variant}", fontsize=12)
     axes.set_xlabel("predicted class")
     axes.set_ylabel("actual class")
     figure.colorbar(picture, label="share of the actual class (%)", format=PercentFormatter(1, symbol=None), shrink=0.8)
@@ -235,59 +273,66 @@ def confusion(rows: Sequence[tuple[str, str, int]], variant: str) -> Figure:
 
 
 @_styled
-def small_multiples(by_rate: Mapping[float, Sequence[History]], optimizer: str) -> Figure:
-    """Return loss (top) and accuracy (bottom) by epoch, a column a dropout rate, training and validation.
+def small_multiples(
+    histories: Mapping[float, Sequence[History]], diverged: Mapping[float, int], optimizer: str
+) -> Figure:
+    """Return loss (top) and accuracy (bottom) by epoch, training and validation, for each dropout rate.
 
-    Losses beyond the end of the axis are triangles there; how many runs of a rate diverged is said.
+    `histories` has the runs of each rate, `diverged` how many of them diverged. Of many rates a selection is drawn,
+    `shown_rates`, and the title says so. A loss above the end of the axis is a triangle there.
     """
-    columns = len(by_rate)
-    figure = _figure(max(6.4, 2.2 * columns), 5)
-    grid = figure.subplots(2, columns, squeeze=False, sharex=True, sharey="row")
-    limit = _loss_limit(by_rate)
-    for column, (rate, runs) in enumerate(by_rate.items()):
-        for axes, quantity in zip(grid[:, column], ("loss", "accuracy"), strict=True):
-            for run, history in enumerate(runs):
-                epochs = [row["epoch"] for row in history]
-                for part, label, color, line in (
-                    ("train", "training", TRAINING, "-"),
-                    ("validation", "validation", VALIDATION, "--"),
-                ):
-                    values = [row[f"{part}_{quantity}"] for row in history]
-                    look: dict[str, Any] = {"color": color, "label": label if run == 0 else None}
-                    look["marker"] = "." if np.isfinite(values).sum() == 1 else ""  # one point is no line
-                    axes.plot(epochs, values, line, linewidth=1.2, **look)
-                    beyond = [epoch for epoch, value in zip(epochs, values, strict=True) if value > limit]
-                    if quantity == "loss" and beyond:
-                        axes.plot(beyond, [limit] * len(beyond), "^", color=color, markersize=4, clip_on=False)
-        grid[0, column].set_title(f"dropout {rate}")
-        diverged = sum(not np.isfinite(history[-1]["validation_loss"]) for history in runs)
-        if diverged:
-            said = f"{diverged} of {len(runs)} diverged"
-            grid[0, column].text(
-                0.98, 0.98, said, transform=grid[0, column].transAxes, ha="right", va="top", color=MUTED
-            )
-        grid[1, column].set_xlabel("epoch")
-        grid[1, column].set_ylim(0, 1)
-        grid[1, column].xaxis.get_major_locator().set_params(integer=True)
-    for axes, quantity in zip(grid[:, 0], ("loss", "accuracy"), strict=True):
-        _label(axes, quantity)
-    grid[0, 0].set_ylim(0, limit)
-    figure.suptitle(f"{optimizer}: training and validation, a line a seed")
+    dropouts = shown_rates(histories)
+    rows = -(-len(dropouts) // RATES_PER_ROW)
+    columns = -(-len(dropouts) // rows)
+    figure = _figure(max(6.4, 2.2 * columns), 0.8 + 4.2 * rows)
+    grid = figure.subplots(2 * rows, columns, squeeze=False, sharex=True, sharey="row")
+    for axes in grid.flat:
+        axes.set_visible(False)  # the last row may be shorter
+    limit = _loss_limit([history for dropout in dropouts for history in histories[dropout]])
+    for i, dropout in enumerate(dropouts):
+        row, column = divmod(i, columns)
+        loss, accuracy = grid[2 * row : 2 * row + 2, column]
+        for axes, quantity in ((loss, "loss"), (accuracy, "accuracy")):
+            axes.set_visible(True)
+            for history in histories[dropout]:
+                _draw_history(axes, history, quantity, limit)
+            if column == 0:
+                _label(axes, quantity)
+        loss.set_title(f"dropout {dropout}")
+        loss.set_ylim(0, limit)
+        if diverged[dropout]:
+            text = f"{diverged[dropout]} of {len(histories[dropout])} diverged"
+            loss.text(0.98, 0.98, text, transform=loss.transAxes, ha="right", va="top", color=MUTED)
+        accuracy.set_ylim(0, 1)
+        accuracy.set_xlabel("epoch")
+        accuracy.tick_params(labelbottom=True)
+        accuracy.xaxis.get_major_locator().set_params(integer=True)
+    title = f"{optimizer}: training and validation, one line per seed"
+    if len(dropouts) < len(histories):
+        title += f"; {len(dropouts)} of {len(histories)} dropout rates"
+    figure.suptitle(title)
     handles, labels = grid[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
+    unique = dict(zip(labels, handles, strict=True))
+    figure.legend(unique.values(), unique.keys(), loc="outside lower center", ncols=2, frameon=False)
     return figure
 
 
-def _loss_limit(by_rate: Mapping[float, Sequence[History]]) -> float:
-    """Return where to cut the loss axis: a first epoch at rate 0.9 must not flatten all the others."""
-    losses = np.array(
-        [
-            row[f"{part}_loss"]
-            for runs in by_rate.values()
-            for history in runs
-            for row in history
-            for part in ("train", "validation")
-        ]
-    )
-    losses = losses[np.isfinite(losses)]
-    return 1.05 * min(losses.max(), LOSS_LIMIT) if len(losses) else 1.0
+def _draw_history(axes: Any, history: History, quantity: str, limit: float) -> None:
+    """Draw the training and validation `quantity` of one run; losses above `limit` as triangles at the limit."""
+    epochs = [row["epoch"] for row in history]
+    for part, label, color, line in (
+        ("train", "training", TRAINING, "-"),
+        ("validation", "validation", VALIDATION, "--"),
+    ):
+        values = [row[f"{part}_{quantity}"] for row in history]
+        marker = "." if np.isfinite(values).sum() == 1 else ""  # one point is no line
+        axes.plot(epochs, values, line, linewidth=1.2, color=color, marker=marker, label=label)
+        above = [epoch for epoch, value in zip(epochs, values, strict=True) if value > limit]
+        if quantity == "loss" and above:
+            axes.plot(above, [limit] * len(above), "^", color=color, markersize=4, clip_on=False)
+
+
+def _loss_limit(histories: Sequence[History]) -> float:
+    """Return where the loss axis ends: a first epoch at rate 0.9 must not flatten all the others."""
+    losses = [row[f"{part}_loss"] for history in histories for row in history for part in ("train", "validation")]
+    return 1.05 * min(max((loss for loss in losses if np.isfinite(loss)), default=1.0), LOSS_LIMIT)

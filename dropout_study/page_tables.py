@@ -6,18 +6,33 @@ import numpy as np
 
 from dropout_study.results import History, Result
 
-HISTORY_COLUMNS = ("variant", "optimizer", "dropout", "seed", "epoch", "part", "loss", "accuracy")
+SHOWN_RATES = 10  # more histories beside each other cannot be told apart
+HISTORY_COLUMNS = ("variant", "optimizer", "dropout", "seed", "epoch", "part", "loss", "accuracy", "rates")
 PIXEL_BIN = 16
 PIXEL_UNITS = {"before": "0 to 255", "standardize": "standard deviations", "minmax": "0 to 1"}
 PIXEL_COLUMNS = ("normalization", "unit", "channel", "value", "share")
 SUMMARY_COLUMNS = ("line", "text")
 
 
-def history_rows(results: Iterable[Result], histories: Mapping[str, History]) -> list[tuple[object, ...]]:
-    """Return the histories as one tidy table, a row for each variant, epoch and part.
+def shown_rates(dropouts: Iterable[float]) -> list[float]:
+    """Return the dropout rates whose histories are drawn, ascending: at most `SHOWN_RATES`.
 
-    The epoch in which a variant diverged has neither loss nor accuracy.
+    Of more rates these are an evenly spaced selection, the lowest and the highest among them.
     """
+    ascending = sorted(set(dropouts))
+    if len(ascending) <= SHOWN_RATES:
+        return ascending
+    return [ascending[i * (len(ascending) - 1) // (SHOWN_RATES - 1)] for i in range(SHOWN_RATES)]
+
+
+def history_rows(results: Sequence[Result], histories: Mapping[str, History]) -> list[tuple[object, ...]]:
+    """Return the histories of `shown_rates` as one tidy table, a row for each variant, epoch and part.
+
+    The epoch in which a variant diverged has neither loss nor accuracy. The last column is the number of rates in the
+    study.
+    """
+    dropouts = {result.dropout for result in results}
+    shown = shown_rates(dropouts)
     return [
         (
             r.variant,
@@ -27,8 +42,10 @@ def history_rows(results: Iterable[Result], histories: Mapping[str, History]) ->
             int(row["epoch"]),
             part,
             *((row[f"{part}_loss"], row[f"{part}_accuracy"]) if row["epoch"] != r.diverged else (None, None)),
+            len(dropouts),
         )
         for r in results
+        if r.dropout in shown
         for row in histories[r.variant]
         for part in ("train", "validation")
     ]

@@ -43,7 +43,7 @@ def main() -> None:
         "loss": figures.by_dropout(rates, results, "test_loss"),
         "confusion": figures.confusion(confusion, best),
         "mistakes": figures.mistakes_of(best, classes, images["test"], labels["test"], probabilities),
-        **figures.of_optimizers(results, histories),
+        **figures.of_optimizers(rates, results, histories),
     }
     for name, figure in pictures.items():
         figures.save(figure, files.PLOTS / f"{name}.png")

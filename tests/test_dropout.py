@@ -38,9 +38,11 @@ def agreement(a: np.ndarray, b: np.ndarray, rate: float) -> bool:
 
 
 @pytest.mark.parametrize("rate", RATES)
-def test_the_rate_is_kept_by_image_channel_and_position(rate: float) -> None:
+def test_keep_mask_keeps_the_rate_by_image_channel_and_position(rate: float) -> None:
     masks = np.stack([mask(rate, step=step) for step in range(8)])
+
     keep = 1 - rate
+
     assert within(masks.mean(), keep, masks.size)
     for axes in [(0, 2, 3, 4), (0, 1, 2, 3), (0, 1, 3, 4), (0, 1, 2, 4), (1, 2, 3, 4), (0, 1, 4)]:
         means = masks.mean(axis=axes)
@@ -48,18 +50,21 @@ def test_the_rate_is_kept_by_image_channel_and_position(rate: float) -> None:
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
-def test_counts_by_image_are_binomial(rate: float) -> None:
+def test_keep_mask_counts_by_image_are_binomial(rate: float) -> None:
     """Not only the means: a mask that repeats itself, or is too even, has the wrong spread."""
     counts = np.concatenate([mask(rate, step=step).reshape(32, -1).sum(axis=1) for step in range(64)])
     size = np.prod(SHAPE)
+
     expected = size * rate * (1 - rate)
+
     # The variance of a sample variance of n nearly normal numbers is 2 / (n - 1) of its square.
     assert abs(counts.var(ddof=1) / expected - 1) < SIGMAS * np.sqrt(2 / (len(counts) - 1))
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
-def test_neighbours_are_independent(rate: float) -> None:
+def test_keep_mask_neighbours_are_independent(rate: float) -> None:
     one = mask(rate)
+
     for axis in range(4):
         for distance in (1, 2, 3):
             length = one.shape[axis]
@@ -69,13 +74,15 @@ def test_neighbours_are_independent(rate: float) -> None:
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
-def test_layers_steps_and_seeds_are_independent(rate: float) -> None:
+def test_keep_mask_layers_steps_and_seeds_are_independent(rate: float) -> None:
     one = mask(rate)
     others = [mask(rate, layer=i) for i in (1, 2, 3)]
     others += [mask(rate, step=i) for i in (1, 2, 3, 1000, 2**31 - 1)]
     others += [mask(rate, seed=i) for i in (1, 2, 2**31, 2**32 - 1, 2_654_435_769, 2 * 2_654_435_769 % 2**32)]
+
     # Crossed neighbours: layer and step, seed and step must not stand in for each other.
     others += [mask(rate, layer=1, step=1), mask(rate, seed=1, step=1), mask(rate, seed=1, layer=1)]
+
     for i, other in enumerate(others):
         assert agreement(one, other, rate), i
     for i, (a, b) in enumerate((a, b) for j, a in enumerate(others) for b in others[:j]):
@@ -83,9 +90,10 @@ def test_layers_steps_and_seeds_are_independent(rate: float) -> None:
 
 
 @pytest.mark.parametrize("of", ["seed", "layer", "step"])
-def test_no_mask_is_a_shifted_copy_of_another(of: str) -> None:
+def test_keep_mask_is_no_shifted_copy_of_another(of: str) -> None:
     """By cross-correlation at every shift at once, through the Fourier transform."""
     one = mask(images=8).ravel() * 2.0 - 1
+
     for i in (1, 2, 3):
         other = mask(images=8, **{of: i}).ravel() * 2.0 - 1
         product = np.conj(np.fft.rfft(one)) * np.fft.rfft(other)
@@ -94,15 +102,16 @@ def test_no_mask_is_a_shifted_copy_of_another(of: str) -> None:
         assert np.abs(correlations).max() < 6.5
 
 
-def test_a_mask_is_a_function_of_the_images_number_whatever_the_batch() -> None:
+def test_keep_mask_depends_on_the_number_of_the_image_alone() -> None:
     whole = mask(images=32)
+
     for part in (slice(0, 1), slice(5, 17), slice(31, 32)):
         numbers = tf.range(32)[part]
         key = layer_key(layer_seed(0, 0), tf.constant(0))
         np.testing.assert_array_equal(keep_mask(numbers, SHAPE, 0.5, key).numpy(), whole[part])
 
 
-def test_masks_are_equal_at_one_thread_and_two_and_in_every_process() -> None:
+def test_keep_mask_is_equal_at_one_thread_and_two_and_in_every_process() -> None:
     code = (
         "import sys, hashlib, tensorflow as tf\n"
         "tf.config.threading.set_intra_op_parallelism_threads(int(sys.argv[1]))\n"
@@ -122,7 +131,9 @@ def test_masks_are_equal_at_one_thread_and_two_and_in_every_process() -> None:
         ).stdout
         for threads in ("1", "2")
     }
+
     here = keep_mask(tf.range(32), SHAPE, 0.5, layer_key(9, tf.constant(7))).numpy() * np.float32(2)
+
     assert found == {hashlib.sha256(here.tobytes()).hexdigest() + "\n"}
 
 
@@ -158,23 +169,29 @@ def ours(
 @pytest.mark.parametrize("count", [1, 7])
 @pytest.mark.parametrize(("relu", "pool"), [(True, False), (False, False), (True, True)])
 @pytest.mark.parametrize("rate", [0.0, 0.1, 0.5, 0.9])
-def test_values_and_gradients_are_those_of_stock_operations(rate: float, relu: bool, pool: bool, count: int) -> None:
+def test_activate_equals_stock_operations_in_values_and_gradients(
+    rate: float, relu: bool, pool: bool, count: int
+) -> None:
     random = np.random.default_rng(0)
     x = random.normal(size=(count, 6, 4, 8)).astype(np.float32)
     bias = random.normal(size=8).astype(np.float32)
     y, gradients = ours(x, bias, rate, relu=relu, pool=pool)
+
     expected, expected_gradients = reference(x, bias, rate, relu=relu, pool=pool)
+
     np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-6)
     for mine, stock in zip(gradients, expected_gradients, strict=True):
         np.testing.assert_allclose(mine, stock, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(("relu", "pool"), [(True, False), (False, False), (True, True)])
-def test_the_gradient_is_the_numerical_one(relu: bool, pool: bool) -> None:
+def test_activate_gradient_equals_the_numerical_one(relu: bool, pool: bool) -> None:
     random = np.random.default_rng(1)
     x = random.normal(size=(2, 4, 4, 3)).astype(np.float32)
     bias = np.zeros(3, np.float32)
+
     _, (gradient, _) = ours(x, bias, 0.5, relu=relu, pool=pool)
+
     for _ in range(20):
         place = tuple(int(random.integers(size)) for size in x.shape)
         totals = []
@@ -187,21 +204,27 @@ def test_the_gradient_is_the_numerical_one(relu: bool, pool: bool) -> None:
         assert gradient.numpy()[place] == pytest.approx(numerical, rel=1e-2, abs=1e-2)
 
 
-def test_forward_and_backward_drop_the_same_values() -> None:
+def test_activate_drops_the_same_values_forward_and_backward() -> None:
     x = np.ones((4, 8, 8, 16), np.float32)
+
     y, (gradient, _) = ours(x, np.zeros(16, np.float32), 0.3, relu=False, pool=False)
+
     np.testing.assert_array_equal(y.numpy() != 0, gradient.numpy() != 0)
 
 
 @pytest.mark.parametrize("rate", [0.0, *RATES])
-def test_the_expectation_is_kept(rate: float) -> None:
+def test_activate_keeps_the_expectation(rate: float) -> None:
     x = np.ones((32, *SHAPE), np.float32)
     y, _ = ours(x, np.zeros(64, np.float32), rate, relu=True, pool=False)
+
     deviation = np.sqrt(rate / (1 - rate) / y.numpy().size)
+
     assert abs(y.numpy().mean(dtype=np.float64) - 1) <= SIGMAS * deviation + 1e-6
 
 
-def test_rate_0_is_exactly_relu() -> None:
+def test_activate_at_rate_0_is_exactly_relu() -> None:
     x = np.random.default_rng(0).normal(size=(3, 4, 4, 8)).astype(np.float32)
+
     y, _ = ours(x, np.zeros(8, np.float32), 0.0, relu=True, pool=False)
+
     np.testing.assert_array_equal(y.numpy(), np.maximum(x, 0))

@@ -13,12 +13,11 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from PIL import Image
 
-from dropout_study import figures, page_tables, report, statistics
+from dropout_study import figures, report, statistics
 from dropout_study.results import confusion
 from tests.clones import PROJECT
 from tests.test_results import result
 
-RATES = {0.0: [0.9, 0.8], 0.5: [0.7, 0.6]}
 HISTORY = [
     {
         "epoch": e,
@@ -44,28 +43,34 @@ LABELS = np.array([0, 1, 2, 3])
 PROBABILITIES = np.array([[0.9, 0.1, 0, 0], [0.7, 0.1, 0.1, 0.1], [0, 0, 1, 0], [0, 0.2, 0.8, 0]])
 
 
+def small_multiples(histories: dict[float, list[Any]], diverged: dict[float, int] | None = None) -> Figure:
+    return figures.small_multiples(histories, dict.fromkeys(histories, 0) | (diverged or {}), "sgd")
+
+
 def all_figures() -> dict[str, Figure]:
     return {
         "samples": figures.samples(IMAGES, CLASSES, "cifar10"),
-        "bars": figures.bars(RATES, "sgd", "test accuracy"),
+        "bars": figures.bars(statistics.rates(RESULTS, 10), [0.0, 0.5], "sgd", "test_accuracy"),
         "by_dropout": figures.by_dropout(statistics.rates(RESULTS, 10), RESULTS, "test_accuracy"),
-        "small_multiples": figures.small_multiples({0.0: [HISTORY], 0.5: [HISTORY, HISTORY]}, "sgd"),
+        "small_multiples": small_multiples({0.0: [HISTORY], 0.5: [HISTORY, HISTORY]}),
         "confusion": figures.confusion(confusion(LABELS, PROBABILITIES.argmax(axis=1), CLASSES), "sgd-0.0-0"),
         "mistakes": figures.mistakes_of("sgd-0.0-0", CLASSES, IMAGES, LABELS, PROBABILITIES),
     }
 
 
 @pytest.mark.parametrize("name", all_figures())
-def test_the_same_figure_is_the_same_bytes_without_a_date(tmp_path: Path, name: str) -> None:
+def test_save_writes_the_same_bytes_without_a_date(tmp_path: Path, name: str) -> None:
     for file in ("first.png", "again.png"):
         figures.save(all_figures()[name], tmp_path / file)
+
     assert (tmp_path / "first.png").read_bytes() == (tmp_path / "again.png").read_bytes()
+
     with Image.open(tmp_path / "first.png") as image:
         assert set(image.info) <= {"dpi"}
         assert len(np.unique(np.asarray(image.convert("RGB")).reshape(-1, 3), axis=0)) > 10
 
 
-def test_a_users_own_style_changes_no_byte(tmp_path: Path) -> None:
+def test_save_ignores_a_users_own_style(tmp_path: Path) -> None:
     """In processes of their own: matplotlib reads matplotlibrc when it is imported."""
     (tmp_path / "matplotlibrc").write_text("savefig.dpi: 37\nfont.size: 23\nlines.linewidth: 9\naxes.facecolor: red\n")
     code = (
@@ -85,7 +90,9 @@ def test_a_users_own_style_changes_no_byte(tmp_path: Path) -> None:
             env=os.environ | {"MPLCONFIGDIR": str(config), "MATPLOTLIBRC": str(config)},
             check=True,
         )
+
     pictures = sorted(path.name for path in (tmp_path / "usual").iterdir())
+
     assert len(pictures) == len(all_figures())
     for picture in pictures:
         assert (tmp_path / "usual" / picture).read_bytes() == (tmp_path / "hostile" / picture).read_bytes()
@@ -93,6 +100,7 @@ def test_a_users_own_style_changes_no_byte(tmp_path: Path) -> None:
 
 def test_samples_are_smoothed_and_named_as_in_the_article() -> None:
     figure = all_figures()["samples"]
+
     assert [a.get_title(loc="center") for a in figure.axes] == CLASSES
     assert {a.images[0].get_interpolation() for a in figure.axes} == {"bicubic"}
     assert figures.SAMPLES == (0, 4, 8, 12)
@@ -101,31 +109,77 @@ def test_samples_are_smoothed_and_named_as_in_the_article() -> None:
 
 def test_bars_are_means() -> None:
     axes = all_figures()["bars"].axes[0]
+
     heights: list[Any] = [patch.get_height() for patch in axes.patches]  # type: ignore[attr-defined]
-    assert heights == pytest.approx([0.85, 0.65])
+
+    assert heights == pytest.approx([0.85, 0.7])
     assert [label.get_text() for label in axes.get_xticklabels()] == ["0.0", "0.5"]
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("dropout rate", "test accuracy (%)")
 
 
-def test_a_rate_whose_runs_all_diverged_is_marked() -> None:
-    axes = figures.bars({0.0: [0.5], 0.5: []}, "sgd", "test accuracy").axes[0]
+def test_bars_mark_a_rate_at_which_all_runs_diverged() -> None:
+    rates = statistics.rates([result("sgd-0.0-0")], 10)
+
+    axes = figures.bars(rates, [0.0, 0.5], "sgd", "test_accuracy").axes[0]
+
+    (cross,) = axes.lines
     assert len(axes.patches) == 1
-    assert "diverged" in {text.get_text() for text in axes.texts}
+    assert (cross.get_marker(), list(cross.get_xdata()), cross.get_label()) == ("x", [1], "all runs diverged")  # type: ignore[arg-type]
 
 
-def test_the_figure_by_dropout_has_runs_means_intervals_guessing_and_diverged_runs() -> None:
+def drawn_boxes(labels: Any) -> list[Any]:
+    return [label.get_window_extent() for label in labels if label.get_text()]
+
+
+@pytest.mark.parametrize("count", [1, 5, 10, 20, 30, 100, 300])
+def test_tick_labels_do_not_touch_at_any_number_of_rates(count: int) -> None:
+    study = [result(f"sgd-{round(i / count, 4)}-0") for i in range(count)]
+    rates = statistics.rates(study, 10)
+    dropouts = [row["dropout"] for row in rates]
+
+    pictures = [
+        figures.bars(rates, dropouts, "sgd", "test_accuracy"),
+        figures.by_dropout(rates, study, "test_accuracy"),
+    ]
+
+    for figure in pictures:
+        FigureCanvasAgg(figure).draw()  # type: ignore[no-untyped-call]
+        boxes = drawn_boxes(figure.axes[0].get_xticklabels())
+        assert boxes
+        assert all(left.x1 < right.x0 for left, right in itertools.pairwise(boxes))
+
+
+def test_small_multiples_of_many_rates_are_a_named_selection_with_both_ends() -> None:
+    rates = [i / 300 for i in range(300)]
+
+    figure = small_multiples({rate: [HISTORY] for rate in rates})
+
+    titles = [axes.get_title(loc="left") for axes in figure.axes if axes.get_title(loc="left")]
+    assert titles[0] == f"dropout {rates[0]}"
+    assert titles[-1] == f"dropout {rates[-1]}"
+    assert len(titles) == 10
+    assert figure.get_suptitle().endswith("; 10 of 300 dropout rates")
+
+
+def test_by_dropout_has_runs_means_intervals_guessing_and_diverged_runs() -> None:
     figure = all_figures()["by_dropout"]
     axes = figure.axes[0]
+
     drawn = {line.get_label(): list(line.get_ydata()) for line in axes.lines}  # type: ignore[arg-type]
+
     assert drawn["sgd"] == pytest.approx([0.85, 0.7])
     assert drawn["adam"] == [0.6]
     assert drawn["guessing"] == [0.1, 0.1]
     assert len(drawn["sgd: diverged"]) == 1
+
     runs = [line for line in axes.lines if line.get_alpha()]
+
     assert [list(line.get_ydata()) for line in runs] == [[0.9, 0.8, 0.7], [0.6]]  # type: ignore[arg-type]
-    ((bar,),) = (container.lines[2] for container in axes.containers)  # type: ignore[attr-defined]
+
+    (bar,) = (segment for lines in axes.collections for segment in lines.get_segments())  # type: ignore[attr-defined]
+
     # One rate has two seeds: 0.85 ± 12.706 × 0.0707 / √2.
-    assert bar.get_segments()[0][:, 1] == pytest.approx([0.85 - 0.6353, 0.85 + 0.6353], abs=1e-4)
+    assert bar[:, 1] == pytest.approx([0.85 - 0.6353, 0.85 + 0.6353], abs=1e-4)
     assert {text.get_text() for text in figure.legends[0].get_texts()} == {
         "sgd",
         "sgd: diverged",
@@ -134,7 +188,7 @@ def test_the_figure_by_dropout_has_runs_means_intervals_guessing_and_diverged_ru
     }
 
 
-def test_optimizers_stand_side_by_side_and_diverged_runs_are_counted() -> None:
+def test_by_dropout_puts_optimizers_side_by_side_and_counts_diverged_runs() -> None:
     """With three optimizers and rates 0.05 apart, no mark of one lies in the place of another or of another rate."""
     study = [
         result(f"{optimizer}-{rate}-{seed}", test_accuracy=0.7 + seed / 50, diverged=2 if rate == 0.95 else None)
@@ -144,86 +198,114 @@ def test_optimizers_stand_side_by_side_and_diverged_runs_are_counted() -> None:
     ]
     axes = figures.by_dropout(statistics.rates(study, 10), study, "test_accuracy").axes[0]
     places: dict[str, set[float]] = {}
+
     for line in axes.lines:
         if line.get_color() in figures.COLORS.values():
             places.setdefault(str(line.get_color()), set()).update(map(float, line.get_xdata()))  # type: ignore[arg-type]
+
     for rate in (0.2, 0.25, 0.95):
         spans = [sorted(x for x in found if abs(x - rate) < 0.025) for found in places.values()]
         assert len(spans) == 3
         assert all(left[-1] < right[0] for left, right in itertools.pairwise(spans))
+
     crosses = [line for line in axes.lines if line.get_marker() == "x"]
+
     assert [len(line.get_xdata()) for line in crosses] == [1, 1, 1]  # type: ignore[arg-type]
     assert [text.get_text() for text in axes.texts if text.get_text().isdigit()] == ["3", "3", "3"]
-    assert axes.get_xticks().tolist() == [0.2, 0.25, 0.95]
 
 
-def test_means_and_intervals_are_those_of_their_rates() -> None:
+def test_by_dropout_draws_means_and_intervals_at_their_rates() -> None:
     study = [
         result(f"sgd-{rate}-{seed}", test_accuracy=rate + seed / 100) for rate in (0.0, 0.5, 0.9) for seed in (0, 2)
     ]
     rates = statistics.rates(study, 10)
+
     axes = figures.by_dropout(rates, study, "test_accuracy").axes[0]
+
+    assert axes.get_xticks().tolist() == [0.0, 0.5, 0.9]
+
     (means,) = (line for line in axes.lines if line.get_label() == "sgd")
+
     assert means.get_xdata() == pytest.approx([0, 0.5, 0.9])
     assert means.get_ydata() == pytest.approx([0.01, 0.51, 0.91])
-    bars = [container.lines[2][0].get_segments()[0] for container in axes.containers]  # type: ignore[attr-defined]
+
+    bars = [segment for lines in axes.collections for segment in lines.get_segments()]  # type: ignore[attr-defined]
     half = 12.7062 * 0.0141421 / 2**0.5
+
     assert [bar[:, 1].tolist() for bar in bars] == [
         pytest.approx([rate + 0.01 - half, rate + 0.01 + half], rel=1e-4) for rate in (0.0, 0.5, 0.9)
     ]
     assert "mean and 95 % interval (t) over 2 seeds; pale: single runs" in {text.get_text() for text in axes.texts}
 
 
-def test_one_seed_is_drawn_once_and_one_rate_in_the_middle() -> None:
+def test_by_dropout_draws_one_seed_once_and_one_rate_in_the_middle() -> None:
     study = [result("sgd-0.5-0", test_accuracy=0.7)]
     axes = figures.by_dropout(statistics.rates(study, 10), study, "test_accuracy").axes[0]
+
     drawn = [(list(line.get_xdata()), list(line.get_ydata())) for line in axes.lines]  # type: ignore[arg-type]
+
     assert [one for one in drawn if one[0]] == [([0.5], [0.7]), ([0, 1], [0.1, 0.1])]  # the run, and guessing
     assert axes.get_xlim() == pytest.approx((0.45, 0.55))
-    assert "one run a rate" in {text.get_text() for text in axes.texts}
+    assert "one run per rate" in {text.get_text() for text in axes.texts}
 
 
-def test_runs_stay_near_their_rate_however_far_the_next_one_is() -> None:
+def test_by_dropout_draws_runs_near_their_rate() -> None:
     study = [result(f"sgd-{rate}-{seed}") for rate in (0.0, 0.9) for seed in (0, 1)]
     axes = figures.by_dropout(statistics.rates(study, 10), study, "test_accuracy").axes[0]
+
     (runs,) = (line for line in axes.lines if line.get_alpha())
+
     assert list(runs.get_xdata()) == pytest.approx([0, 0, 0.9, 0.9], abs=0.02)  # type: ignore[arg-type]
 
 
-def test_axes_end_where_accuracies_and_losses_do() -> None:
+def test_by_dropout_axes_end_where_accuracies_and_losses_do() -> None:
     study = [result(f"sgd-0.5-{seed}", test_accuracy=one, test_loss=one) for seed, one in enumerate((0.1, 1.0))]
+
     rates = statistics.rates(study, 10)
+
     assert rates[0]["test_accuracy_high"] > 5
+
     low, high = figures.by_dropout(rates, study, "test_accuracy").axes[0].get_ylim()
+
     assert -0.2 < low < 0
     assert high == 1.02
+
     low, high = figures.by_dropout(rates, study, "test_loss").axes[0].get_ylim()
+
     assert -0.2 < low < 0
     assert high > 5
 
 
-def test_means_say_over_how_many_seeds_they_are() -> None:
+def test_bars_say_over_how_many_seeds_means_are() -> None:
     assert report.seeds([3, 3]) == "3 seeds"
     assert report.seeds([3, 0, 2]) == "2 to 3 seeds"
     assert report.seeds([1, 1]) == report.seeds([]) == ""
-    axes = figures.bars({0.0: [0.9, 0.8], 0.5: [0.7, 0.6, 0.5]}, "sgd", "test accuracy").axes[0]
+
+    study = [result(f"sgd-0.0-{seed}") for seed in (0, 1)] + [result(f"sgd-0.5-{seed}") for seed in (0, 1, 2)]
+    axes = figures.bars(statistics.rates(study, 10), [0.0, 0.5], "sgd", "test_accuracy").axes[0]
+
     assert axes.get_title(loc="left") == "sgd: test accuracy by dropout, mean of 2 to 3 seeds"
 
 
-def test_long_class_names_do_not_overlap() -> None:
+def test_mistakes_with_long_class_names_do_not_overlap() -> None:
     names = ["automobile", "airplane"]
     labels, probabilities = np.zeros(12, np.uint8), np.tile([0.1, 0.9], (12, 1))
     figure = figures.mistakes_of("adadelta-0.5-0", names, np.repeat(IMAGES, 3, axis=0), labels, probabilities)
     FigureCanvasAgg(figure).print_png(io.BytesIO())  # type: ignore[no-untyped-call]
+
     titles = [axes.get_title(loc="center") for axes in figure.axes]
-    assert titles == ["automobile\ntaken for airplane\n(90.0%)"] * 12
+
+    assert titles == ["automobile\npredicted airplane\n(90.0%)"] * 12
+
     boxes = [axes.title.get_window_extent() for axes in figure.axes]
     boxes.append(figure._suptitle.get_window_extent())  # type: ignore[attr-defined]
+
     assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
 
 
-def test_the_confusion_has_a_count_in_every_cell_that_is_not_empty() -> None:
+def test_confusion_has_a_count_in_every_cell_that_is_not_empty() -> None:
     axes = all_figures()["confusion"].axes[0]
+
     assert [(text.get_position(), text.get_text()) for text in axes.texts] == [
         ((0, 0), "1"),
         ((0, 1), "1"),
@@ -233,14 +315,18 @@ def test_the_confusion_has_a_count_in_every_cell_that_is_not_empty() -> None:
     assert [label.get_text() for label in axes.get_yticklabels()] == CLASSES
 
 
-def test_the_confusion_is_shaded_by_the_share_of_the_actual_class() -> None:
-    """Of four frogs three are taken for trucks; of one truck, one for a frog."""
+def test_confusion_is_shaded_by_the_share_of_the_actual_class() -> None:
+    """Of four frogs three are predicted trucks; of one truck, one for a frog."""
     axes = figures.confusion(
         [("frog", "frog", 1), ("frog", "truck", 3), ("truck", "frog", 1), ("truck", "truck", 0)], "v"
     ).axes[0]
+
     (picture,) = axes.images
+
     assert np.asarray(picture.get_array()).tolist() == [[0.25, 0.75], [1, 0]]
+
     dark, light = picture.cmap(1.0)[:3], picture.cmap(0.0)[:3]
+
     assert sum(dark) < 1 < 2.5 < sum(light)
     assert [(text.get_text(), text.get_color()) for text in axes.texts] == [
         ("1", "black"),
@@ -253,55 +339,72 @@ def test_the_confusion_is_shaded_by_the_share_of_the_actual_class() -> None:
 
 def test_mistakes_are_the_wrong_images_with_both_classes_and_the_probability() -> None:
     figure = all_figures()["mistakes"]
+
     shown = [a for a in figure.axes if a.images]
+
     assert [a.get_title(loc="center") for a in shown] == [
-        "bird\ntaken for deer\n(80.0%)",
-        "truck\ntaken for frog\n(70.0%)",
+        "bird\npredicted deer\n(80.0%)",
+        "truck\npredicted frog\n(70.0%)",
     ]
     np.testing.assert_array_equal(shown[0].images[0].get_array(), IMAGES[3])
+
     none = figures.mistakes_of("sgd-0.0-0", CLASSES, IMAGES, PROBABILITIES.argmax(axis=1), PROBABILITIES)
-    assert none.get_suptitle() == "sgd-0.0-0 made no mistake"
+
+    assert none.get_suptitle() == "sgd-0.0-0 makes no mistake"
 
 
 def test_small_multiples_have_a_column_a_rate_and_a_line_a_seed_and_part() -> None:
     axes = all_figures()["small_multiples"].axes
+
     assert [a.get_title(loc="left") for a in axes[:2]] == ["dropout 0.0", "dropout 0.5"]
     assert [len(a.lines) for a in axes] == [2, 4, 2, 4]
 
 
 def test_small_multiples_draw_the_runs_of_their_rate_on_common_axes() -> None:
     histories = [[row | {"train_loss": row["train_loss"] / seed} for row in HISTORY] for seed in (1, 2)]
-    axes = figures.small_multiples({0.0: histories, 0.5: [HISTORY]}, "sgd").axes
+    axes = small_multiples({0.0: histories, 0.5: [HISTORY]}).axes
+
     drawn = [list(line.get_ydata()) for line in axes[0].lines]  # type: ignore[arg-type]
+
     assert drawn == [[2, 1, 2 / 3], [1, 1 / 2, 1 / 3], [1, 1 / 2, 1 / 3], [1, 1 / 2, 1 / 3]]
     assert axes[0].get_ylim() == axes[1].get_ylim() == pytest.approx((0, 2.1))
     assert axes[2].get_ylim() == axes[3].get_ylim() == (0, 1)
 
 
-def test_a_single_epoch_is_a_point_and_diverged_runs_are_counted() -> None:
+def test_small_multiples_draw_a_single_epoch_as_a_point_and_count_diverged_runs() -> None:
     nan = dict.fromkeys(HISTORY[0], float("nan")) | {"epoch": 2.0}
-    axes = figures.small_multiples({0.5: [[HISTORY[0], nan], HISTORY]}, "sgd").axes
+
+    axes = small_multiples({0.5: [[HISTORY[0], nan], HISTORY]}, {0.5: 1}).axes
+
     assert [line.get_marker() for line in axes[0].lines] == [".", ".", "", ""]
     assert [text.get_text() for text in axes[0].texts] == ["1 of 2 diverged"]
 
 
-def test_a_loss_off_the_scale_is_marked_at_its_end() -> None:
+def test_small_multiples_mark_a_loss_off_the_scale() -> None:
     high = [HISTORY[0] | {"train_loss": 50.0}, *HISTORY[1:]]
-    axes = figures.small_multiples({0.5: [high]}, "sgd").axes[0]
+
+    axes = small_multiples({0.5: [high]}).axes[0]
+
     assert axes.get_ylim() == pytest.approx((0, 5.25))
+
     (mark,) = (line for line in axes.lines if line.get_marker() == "^")
+
     assert (list(mark.get_xdata()), list(mark.get_ydata())) == ([1.0], [5.25])  # type: ignore[arg-type]
 
 
-def test_a_diverged_history_does_not_spoil_the_axis() -> None:
+def test_small_multiples_keep_the_axis_of_finite_losses() -> None:
     diverged = [*HISTORY, dict.fromkeys(HISTORY[0], float("nan")) | {"epoch": 4.0}]
-    figure = figures.small_multiples({0.5: [diverged]}, "sgd")
+
+    figure = small_multiples({0.5: [diverged]})
+
     assert figure.axes[0].get_ylim() == pytest.approx((0, 2.1))
 
 
-def test_every_optimizer_has_the_articles_charts_and_its_histories() -> None:
+def test_of_optimizers_draws_the_articles_charts_and_histories_of_each() -> None:
     rows = [one._replace(test_loss=one.test_accuracy + 1) for one in RESULTS]
-    found = figures.of_optimizers(rows, {r.variant: HISTORY for r in rows})
+
+    found = figures.of_optimizers(statistics.rates(rows, 10), rows, {row.variant: HISTORY for row in rows})
+
     for optimizer, accuracies in (("sgd", [0.85, 0.7]), ("adam", [0.6])):
         for quantity, add in (("accuracy", 0), ("loss", 1)):
             axes = found[f"{quantity}-{optimizer}"].axes[0]
@@ -313,46 +416,3 @@ def test_every_optimizer_has_the_articles_charts_and_its_histories() -> None:
     assert sorted(found) == [
         f"{chart}-{optimizer}" for chart in ("accuracy", "history", "loss") for optimizer in ("adam", "sgd")
     ]
-
-
-def test_pixels_are_shares_by_channel_before_and_after() -> None:
-    counts = np.zeros((256, 3), np.int64)
-    counts[0], counts[255] = [3, 0, 1], [1, 4, 3]
-    rows = page_tables.pixel_rows(counts, scale=[0.1, 0.2, 1], offset=[-1, 0, 0], method="standardize")
-    assert len(rows) == 2 * 3 * 16
-    assert {row[:2] for row in rows} == {("before", "0 to 255"), ("after", "standard deviations")}
-    assert {(row[0], *row[2:4]): row[4] for row in rows if row[4]} == {
-        ("before", "red", 7.5): 0.75,
-        ("before", "red", 247.5): 0.25,
-        ("before", "green", 247.5): 1,
-        ("before", "blue", 7.5): 0.25,
-        ("before", "blue", 247.5): 0.75,
-        ("after", "red", -0.25): 0.75,
-        ("after", "red", 23.75): 0.25,
-        ("after", "green", 49.5): 1,
-        ("after", "blue", 7.5): 0.25,
-        ("after", "blue", 247.5): 0.75,
-    }
-    grey = page_tables.pixel_rows(np.ones((256, 3), np.int64), scale=[1, 1, 1], offset=[0, 0, 0], method="minmax")
-    assert {row[2] for row in grey} == {"all channels"}
-    assert sum(float(str(row[4])) for row in grey if row[0] == "after") == pytest.approx(1)
-
-
-def test_the_table_of_histories_is_tidy_and_has_no_figures_of_the_epoch_that_diverged() -> None:
-    diverged = [*HISTORY, dict.fromkeys(HISTORY[0], float("nan")) | {"epoch": 4.0}]
-    diverged[-1] = diverged[-1] | {"train_loss": 1.0}
-    rows = page_tables.history_rows([result("sgd-0.1-0")._replace(diverged=4)], {"sgd-0.1-0": diverged})
-    assert len(rows) == 8
-    assert rows[0] == ("sgd-0.1-0", "sgd", 0.1, 0, 1, "train", 2.0, 0.1)
-    assert rows[7] == ("sgd-0.1-0", "sgd", 0.1, 0, 4, "validation", None, None)
-    assert len(page_tables.HISTORY_COLUMNS) == len(rows[0])
-
-
-def test_the_summary_says_what_was_studied_and_then_the_verdict() -> None:
-    results = [result(f"sgd-{rate}-{seed}") for rate in (0.0, 0.5) for seed in (0, 1)]
-    (number, studied), *verdict = page_tables.summary_rows(
-        "digits", results, "sgd: 0.5 is best.\nIntervals cover seeds."
-    )
-    assert (number, verdict) == (1, [(2, "sgd: 0.5 is best."), (3, "Intervals cover seeds.")])
-    for part in ("Data set: digits.", "Optimizers: sgd.", "Dropout rates: 0.0, 0.5.", "Seeds: 0, 1."):
-        assert part in studied

@@ -55,13 +55,13 @@ def test_replacing_shows_old_file_until_new_is_complete(tmp_path: Path) -> None:
     assert path.read_text() == "new"
 
 
-def test_write_csv_rounds_to_six_significant_digits(tmp_path: Path) -> None:
+def test_write_csv_keeps_floats_exactly(tmp_path: Path) -> None:
     path = tmp_path / "table.csv"
 
-    files.write_csv(path, ["name", "value", "missing"], [("a, b", 0.123456789, None), ("c", float("nan"), 3)])
+    files.write_csv(path, ["name", "value", "missing"], [("a, b", 0.1 + 0.2, None), ("c", float("nan"), 3)])
 
-    assert path.read_bytes() == b'name,value,missing\n"a, b",0.123457,\nc,nan,3\n'
-    assert files.read_csv(path)[0] == {"name": "a, b", "value": "0.123457", "missing": ""}
+    assert path.read_bytes() == b'name,value,missing\n"a, b",0.30000000000000004,\nc,nan,3\n'
+    assert files.read_csv(path)[0] == {"name": "a, b", "value": "0.30000000000000004", "missing": ""}
 
 
 def test_write_blocks_equals_write_array(tmp_path: Path) -> None:

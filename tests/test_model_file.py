@@ -27,7 +27,7 @@ np.save("found.npy", model.predict(np.load("pixels.npy"), verbose=0))
 """
 
 
-def test_equal_models_are_equal_bytes_that_stock_keras_loads(tmp_path: Path) -> None:
+def test_save_model_writes_equal_bytes_for_equal_models_that_stock_keras_loads(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), dtype=np.uint8)
     np.save(tmp_path / "pixels.npy", pixels)
 

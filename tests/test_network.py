@@ -46,8 +46,10 @@ LAYERS = [
 def test_build_network_is_the_articles() -> None:
     network = build_network((32, 32, 3), 10, **ARTICLE, dropout=0.5)
     found = [(layer.name, tuple(layer.output.shape[1:]), layer.count_params()) for layer in network.layers]
+
     # A Dropout layer's counter of random numbers is no parameter of the network.
     found = [(name, shape, 0 if name.startswith("dropout") else count) for name, shape, count in found]
+
     assert found == LAYERS
     assert sum(int(np.prod(weight.shape)) for weight in network.trainable_weights) == 2_773_194
     for layer in network.layers:
@@ -62,12 +64,15 @@ def test_build_network_is_the_articles() -> None:
 
 def test_build_network_has_no_first_activation_as_in_the_notebook() -> None:
     network = build_network((32, 32, 3), 10, **ARTICLE | {"first_activation": "linear"}, dropout=0.5)
+
     expected = [name for name, *_ in LAYERS if name != "relu_1"]
+
     assert [layer.name for layer in network.layers] == expected
 
 
 def test_build_network_at_rate_0_has_no_dropout_layer() -> None:
     network = build_network((32, 32, 3), 10, **ARTICLE, dropout=0)
+
     assert not any(isinstance(layer, keras.layers.Dropout) for layer in network.layers)
 
 
@@ -75,6 +80,7 @@ def test_build_network_draws_weights_by_the_seed() -> None:
     first, again, other = (
         build_network((4, 4, 3), 10, **TINY | {"seed": seed}, dropout=0.5).get_weights() for seed in (0, 0, 1)
     )
+
     assert all((a == b).all() for a, b in zip(first, again, strict=True))
     assert (first[0] != other[0]).any()
 
@@ -82,7 +88,9 @@ def test_build_network_draws_weights_by_the_seed() -> None:
 def test_build_network_kernels_are_glorot_uniform() -> None:
     network = build_network((32, 32, 3), 10, **ARTICLE, dropout=0)
     kernel = network.get_layer("convolution_2").kernel.numpy()
+
     limit = np.sqrt(6 / (9 * 64 + 9 * 64))
+
     assert np.abs(kernel).max() <= limit
     assert np.abs(kernel).max() > 0.99 * limit
     assert np.abs(kernel).mean() == pytest.approx(limit / 2, rel=0.02)
@@ -137,7 +145,9 @@ def test_build_network_with_scale_and_offset_takes_raw_pixels() -> None:
     plain = build_network((4, 4, 3), 10, **TINY, dropout=0.5)
     plain.set_weights(raw.get_weights())
     pixels = np.random.default_rng(0).integers(0, 256, (5, 4, 4, 3), dtype=np.uint8)
+
     inputs = (pixels * [0.5, 1, 2] + [-1, 0, 1]).astype(np.float32)
+
     assert raw.inputs[0].dtype == "uint8"
     np.testing.assert_allclose(raw(pixels), plain(inputs), rtol=1e-5)
 

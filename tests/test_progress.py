@@ -20,7 +20,9 @@ def test_duration_reads_as_people_say_it(seconds: float, text: str) -> None:
 
 def test_training_report_prints_a_line_an_epoch(capsys: pytest.CaptureFixture[str]) -> None:
     report = progress.TrainingReport("sgd-0.5-0", images=1_000, epochs=12)
+
     report.epoch((3, 1.23456, 0.5, 2.0, 1.0), [9.0, 0.5, 0.8])
+
     assert capsys.readouterr().out == (
         "sgd-0.5-0  epoch  3/12  loss 1.2346  accuracy  50.00%  validation loss 2.0000  accuracy 100.00%"
         "   1,250 images/s  6 s left\n"
@@ -31,7 +33,9 @@ def test_training_report_does_not_measure_by_the_first_epoch(capsys: pytest.Capt
     report = progress.TrainingReport("sgd-0.5-0", images=1_000, epochs=3)
     report.epoch((1, 1.0, 0.5, 2.0, 1.0), [9.0])
     report.epoch((2, 1.0, 0.5, 2.0, 1.0), [9.0, 2.0])
+
     report.epoch((3, 1.0, 0.5, 2.0, 1.0), [9.0, 2.0, 2.0])
+
     assert [line.partition("images/s  ")[2] for line in capsys.readouterr().out.splitlines()] == [
         "up to 18 s left",
         "2 s left",
@@ -41,7 +45,9 @@ def test_training_report_does_not_measure_by_the_first_epoch(capsys: pytest.Capt
 
 def test_training_report_says_where_a_training_diverged(capsys: pytest.CaptureFixture[str]) -> None:
     progress.TrainingReport("sgd-0.5-0", images=1_000, epochs=12).diverged(3, 7, "sgd", 0.5)
+
     said = capsys.readouterr().out
+
     assert "in epoch 3, step 7, with sgd at learning rate 0.5" in said
 
 
@@ -131,7 +137,9 @@ def test_start_up_noise_is_hidden_and_everything_else_printed() -> None:
         "    os.write(2, b'E0000 00:00:1 2 other.cc:1] out of memory\\n')\n"
         "os.write(2, b'after\\n')\n"
     )
+
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+
     assert run.stderr == b"E0000 00:00:1 2 other.cc:1] out of memory\nafter\n"
 
 
@@ -143,7 +151,9 @@ def test_start_up_noise_filter_prints_the_last_words_of_a_library_that_aborts() 
         "    os.write(2, b'F0000 this processor will not do\\n')\n"
         "    os.abort()\n"
     )
+
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+
     assert run.returncode < 0
     assert run.stderr == b"F0000 this processor will not do\n"
 
@@ -155,6 +165,7 @@ def test_network_import_prints_nothing() -> None:
         check=True,
         env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
     )
+
     assert (run.stdout, run.stderr) == (b"", b"")
 
 
@@ -164,6 +175,8 @@ def test_download_bar_prints_plain_lines_without_a_terminal(
     with progress.download_bar("archive.tar.gz", 500, 2_000) as bar:
         bar.update(1_000)
         bar.refresh()
+
     text = capsys.readouterr().err
+
     assert "archive.tar.gz: 1.50k of 2.00k" in text
     assert "%|" not in text

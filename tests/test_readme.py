@@ -29,7 +29,16 @@ RUN_BY_CI = {
     "pip install -c requirements.txt -e .": 'pip" install --quiet -c requirements.txt -e .',
 }
 
-RUN_BY_TESTS = {"dropout-study bench": '["bench", "--batch-size"'}  # in tests/test_bench.py, smaller
+# Commands that other tests run, smaller or elsewhere: the file, and a text in it.
+RUN_BY_TESTS = {
+    "make bench": ("tests/test_benchmark.py", '"-m", "benchmarks.training"'),
+    "python -m stages.train adadelta-0.5-0": (
+        "tests/pipeline/test_contributing.py",
+        '"stages.train", "adadelta-0.5-0"',
+    ),
+    "dvc status train@adadelta-0.5-0": ("tests/pipeline/test_contributing.py", '"status", "train@adadelta-0.5-0"'),
+    "dvc commit --force train": ("tests/pipeline/test_contributing.py", '"commit", "--force", "train"'),
+}
 
 
 def commands(document: str) -> list[str]:
@@ -40,35 +49,43 @@ def commands(document: str) -> list[str]:
     return [re.sub(r"\s+# .*", "", line.removeprefix("$ ")).strip() for line in lines]
 
 
-def test_commands_are_found() -> None:
+def test_commands_finds_those_of_the_readme() -> None:
     assert {"make run", "make test", "dvc repro", "dvc plots show"} <= set(commands("README.md"))
 
 
 @pytest.mark.parametrize("command", RUN_BY_CI)
-def test_what_ci_runs_is_in_ci(command: str) -> None:
+def test_ci_runs_command(command: str) -> None:
     assert command in commands("README.md") + commands("CONTRIBUTING.md")
     assert RUN_BY_CI[command] in CI
 
 
 @pytest.mark.parametrize("command", RUN_BY_TESTS)
-def test_what_another_test_runs_is_in_that_test(command: str) -> None:
-    assert command in commands("README.md")
-    assert RUN_BY_TESTS[command] in (PROJECT / "tests/test_bench.py").read_text()
+def test_another_test_runs_command(command: str) -> None:
+    file, text = RUN_BY_TESTS[command]
+
+    assert command in commands("README.md") + commands("CONTRIBUTING.md")
+    assert text in (PROJECT / file).read_text()
 
 
 @pytest.mark.parametrize("command", commands("CONTRIBUTING.md"))
-def test_contributing_names_only_commands_that_ci_runs(command: str) -> None:
-    assert command in RUN_BY_CI
+def test_contributing_names_only_commands_that_are_run(command: str) -> None:
+    assert command in RUN_BY_CI or command in RUN_BY_TESTS
+
+
+def test_bench_target_runs_the_benchmark() -> None:
+    assert re.search(r"^bench:.*\n\tpython -m benchmarks\.training", (PROJECT / "Makefile").read_text(), re.MULTILINE)
 
 
 @pytest.mark.pipeline
-def test_the_other_commands_of_the_readme_work_in_its_order(clone: Clone, tmp_path: Path) -> None:
+def test_readme_commands_work_in_its_order(clone: Clone, tmp_path: Path) -> None:
     """In the small project, with the rates and variants of the README; an archive of its own stands in for CIFAR-10."""
     archive = write_archive(tmp_path / "cifar-10-binary.tar.gz", content())
     clone.change(study__optimizers=["adadelta"], study__dropouts=[0.0, 0.5], study__seeds=[0])
     clone.commit("as in the README")
     fresh = Clone(tmp_path / "fresh")
+
     ran = set()
+
     for command in commands("README.md"):
         if command in RUN_BY_CI or command in RUN_BY_TESTS:
             continue
@@ -97,35 +114,39 @@ def test_the_other_commands_of_the_readme_work_in_its_order(clone: Clone, tmp_pa
     assert len(ran) > 15
 
 
-def test_the_layer_table_is_the_networks() -> None:
+def test_readme_layer_table_is_the_networks() -> None:
     for name, shape, count in LAYERS:
         if count or name.startswith(("pool", "flatten")):
             output = " × ".join(f"{size:,}" for size in shape)
-            kind = name.partition("_")[0].replace("probabilities", "dense, softmax").replace("pool", "max-pooling")
+            kind = name.partition("_")[0].replace("logits", "dense, softmax").replace("pool", "max-pooling")
             row = rf"^\| {kind}.*\| {output} \| {f'{count:,}' if count else ''} ?\|$"
             assert re.search(row, README, flags=re.MULTILINE), row
 
 
-def test_presets_in_the_readme_are_the_presets() -> None:
+def test_readme_names_every_preset() -> None:
     names = set(re.findall(r"^\| `([a-z0-9-]+)` \|", README, flags=re.MULTILINE)) & {
         path.stem for path in (PROJECT / "presets").iterdir()
     }
+
     assert names == {path.stem for path in (PROJECT / "presets").iterdir()}
+
     for name in names:
         load_settings(PROJECT / f"presets/{name}.yaml")
 
 
-def test_what_the_readme_points_to_exists() -> None:
+def test_readme_links_exist() -> None:
     for target in re.findall(r"\]\(([^)#:]+)\)", README):
         assert (PROJECT / target).exists(), target
+
     anchors = {
         re.sub(r"[^a-z0-9 -]", "", heading.lower()).replace(" ", "-")
         for heading in re.findall(r"^#+ (.*)$", README, flags=re.MULTILINE)
     }
+
     for anchor in re.findall(r"\]\(#([^)]+)\)", README):
         assert anchor in anchors
 
 
-def test_commands_are_well_formed() -> None:
+def test_readme_commands_are_well_formed() -> None:
     for command in commands("README.md"):
         assert shlex.split(command)

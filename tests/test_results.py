@@ -68,7 +68,7 @@ def test_divergence_epoch_is_that_of_a_last_row_with_a_loss_of_nan(loss: float, 
     assert results.divergence_epoch(history((2, 1, 1, 1, 1), (3, 1.0, 0.1, loss, 0.1))) == epoch
 
 
-def test_history_survives_its_file_exactly(tmp_path: Path) -> None:
+def test_read_history_returns_what_was_written_exactly(tmp_path: Path) -> None:
     rows = history((1, 1 / 3, 0.1, 2 / 3, 1e-300), (2, 0.1 + 0.2, 0.1, 1.0, 0.5))
     files.write_csv(tmp_path / "history.csv", [*rows[0]], [[*row.values()] for row in rows])
 
@@ -77,10 +77,12 @@ def test_history_survives_its_file_exactly(tmp_path: Path) -> None:
     assert read == rows
 
 
-def test_results_survive_their_table(tmp_path: Path) -> None:
+def test_read_results_returns_what_was_written(tmp_path: Path) -> None:
     rows = [result("sgd-0.1-0"), result("sgd-0.1-1", diverged=3)]
     files.write_csv(tmp_path / "study.csv", Result._fields, rows)
+
     read = results.read_results(tmp_path / "study.csv")
+
     assert [row._replace(accuracy_gap=0) for row in read] == [row._replace(accuracy_gap=0) for row in rows]
     assert read[0].accuracy_gap == pytest.approx(rows[0].accuracy_gap)
 
@@ -93,7 +95,7 @@ def test_metrics_have_no_loss_that_json_cannot_hold(tmp_path: Path) -> None:
     assert files.read_json(tmp_path / "evaluation.json")["variants"]["sgd-0.1-7"]["loss"] is None
 
 
-def test_rates_survive_their_table(tmp_path: Path) -> None:
+def test_read_rates_returns_what_was_written(tmp_path: Path) -> None:
     rates = statistics.rates([result("sgd-0.1-0"), result("sgd-0.2-0"), result("sgd-0.2-1", test_accuracy=0.9)], 10)
     files.write_csv(tmp_path / "rates.csv", statistics.RATE_COLUMNS, [[*row.values()] for row in rates])
 
@@ -109,34 +111,40 @@ def test_rounded_keeps_six_significant_digits_however_deep() -> None:
     }
 
 
-def test_no_results_yet_is_said(tmp_path: Path) -> None:
+def test_read_results_says_how_to_make_them(tmp_path: Path) -> None:
     with pytest.raises(StudyError, match="there are no results yet; `dvc repro` makes them"):
         results.read_results(tmp_path / "study.csv")
 
 
-def test_the_best_has_the_highest_validation_accuracy_not_test_accuracy() -> None:
+def test_choose_best_takes_the_highest_validation_accuracy_not_test_accuracy() -> None:
     best = result("sgd-0.1-0", 0.9, test_accuracy=0.1)
+
     others = [result("sgd-0.2-0", 0.8, test_accuracy=0.99), result("sgd-0.3-0", 0.7)]
+
     assert results.choose_best([*others, best]) == best
 
 
-def test_of_equals_the_lower_validation_loss_is_the_best() -> None:
+def test_choose_best_of_equals_takes_the_lower_validation_loss() -> None:
     best = result("sgd-0.2-0", 0.9, 0.4)
+
     assert results.choose_best([result("sgd-0.1-0", 0.9, 0.5), best, result("sgd-0.3-0", 0.9, 0.6)]) == best
 
 
-def test_a_diverged_variant_is_never_the_best() -> None:
+def test_choose_best_never_takes_a_diverged_variant() -> None:
     best = result("sgd-0.2-0", 0.2)
+
     assert results.choose_best([result("sgd-0.1-0", 0.9, diverged=2), best]) == best
     with pytest.raises(StudyError, match=r"every variant .* diverged.*lower train.learning_rate"):
         results.choose_best([result("sgd-0.1-0", diverged=1)])
 
 
-def test_the_evaluation_has_accuracy_and_loss_by_variant_and_means_by_rate() -> None:
+def test_metrics_have_accuracy_and_loss_by_variant_and_means_by_rate() -> None:
     best = result("sgd-0.1-0", test_accuracy=0.81234567)
     other = result("sgd-0.1-1", test_accuracy=0.6, test_loss=0.7)
     rows = [best, other, result("sgd-0.2-0", diverged=4)]
+
     value = results.rounded(results.metrics(rows, best, statistics.rates(rows, 10)))
+
     assert json.loads(json.dumps(value)) == {
         "best": {
             "variant": "sgd-0.1-0",
@@ -154,8 +162,9 @@ def test_the_evaluation_has_accuracy_and_loss_by_variant_and_means_by_rate() -> 
     }
 
 
-def test_the_confusion_counts_every_pair() -> None:
+def test_confusion_counts_every_pair() -> None:
     rows = results.confusion(np.array([0, 0, 1, 2]), np.array([0, 1, 1, 0]), ["a", "b", "c"])
+
     assert len(rows) == 9
     assert {(actual, taken_for): n for actual, taken_for, n in rows if n} == {
         ("a", "a"): 1,
@@ -165,9 +174,11 @@ def test_the_confusion_counts_every_pair() -> None:
     }
 
 
-def test_mistakes_are_the_most_confident_first() -> None:
+def test_most_confident_mistakes_come_in_order() -> None:
     probabilities = np.array([[0.9, 0.1], [0.4, 0.6], [0.2, 0.8], [0.7, 0.3], [0.1, 0.9]])
+
     labels = np.array([0, 0, 0, 1, 1])
+
     assert results.most_confident_mistakes(labels, probabilities, 12).tolist() == [2, 3, 1]
     assert results.most_confident_mistakes(labels, probabilities, 1).tolist() == [2]
 

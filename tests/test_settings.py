@@ -17,25 +17,28 @@ ALL_RATES = [i / 10 for i in range(10)]
 
 
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda preset: preset.stem)
-def test_every_preset_is_valid(preset: Path) -> None:
+def test_load_settings_accepts_every_preset(preset: Path) -> None:
     assert load_settings(preset).variants
 
 
-def test_there_are_the_presets_that_the_readme_names() -> None:
+def test_presets_are_those_that_the_readme_names() -> None:
     names = {preset.stem for preset in PRESETS}
+
     assert names == {"quick", "cifar10-small", "article-sgd", "article-adadelta", "article-notebook"}
 
 
-def test_quick_preset() -> None:
+def test_quick_preset_is_the_demonstration() -> None:
     settings = load_settings(PROJECT / "presets/quick.yaml")
+
     assert settings.dataset == "digits"
     assert settings.study.optimizers == ["adadelta"]
     assert settings.study.dropouts == [0.0, 0.3, 0.5, 0.7, 0.9]
     assert len(settings.study.seeds) == 3
 
 
-def test_small_preset() -> None:
+def test_small_preset_is_a_sweep_of_10_000_images() -> None:
     settings = load_settings(PROJECT / "presets/cifar10-small.yaml")
+
     assert (settings.dataset, settings.normalize.train_size) == ("cifar10", 10_000)
     assert (settings.train.batch_size, settings.train.epochs) == (64, 12)
     assert settings.study.dropouts == ALL_RATES
@@ -53,6 +56,7 @@ def test_article_presets_are_what_the_article_ran(
     name: str, optimizer: str, learning_rate: float, first_activation: str
 ) -> None:
     settings = load_settings(PROJECT / f"presets/article-{name}.yaml")
+
     assert settings.dataset == "cifar10"
     assert settings.normalize.train_size is None
     assert settings.normalize.validation == "test"
@@ -124,16 +128,17 @@ BAD = [
 
 
 @pytest.mark.parametrize(("key", "value", "message"), BAD, ids=lambda value: str(value)[:40])
-def test_bad_setting_is_refused_with_file_key_value_and_what_is_allowed(
+def test_load_settings_names_file_key_value_and_what_is_allowed(
     write_settings: Callable[..., Path], key: str, value: Any, message: str
 ) -> None:
     path = write_settings(**{key: value})
+
     with pytest.raises(StudyError) as error:
         load_settings(path)
     assert f"{path}: {message}" in str(error.value)
 
 
-def test_all_that_is_wrong_is_said_at_once(write_settings: Callable[..., Path]) -> None:
+def test_load_settings_names_all_that_is_wrong_at_once(write_settings: Callable[..., Path]) -> None:
     with pytest.raises(StudyError) as error:
         load_settings(write_settings(train__epochs=0, study__seeds=[-1]))
     assert "train.epochs = 0" in str(error.value)
@@ -151,47 +156,56 @@ def test_all_that_is_wrong_is_said_at_once(write_settings: Callable[..., Path]) 
         ("{}", "train: missing; presets/quick.yaml shows every key"),
     ],
 )
-def test_what_is_no_settings_file_is_refused(tmp_path: Path, text: str, message: str) -> None:
+def test_load_settings_refuses_other_yaml(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "params.yaml"
+
     path.write_text(text)
+
     with pytest.raises(StudyError, match=message):
         load_settings(path)
 
 
-def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
+def test_load_settings_refuses_bytes_that_are_no_text(tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
+
     path.write_bytes(b"\xff\xfe\xfa")
+
     with pytest.raises(StudyError, match="not valid YAML"):
         load_settings(path)
 
 
-def test_a_number_of_five_thousand_digits_is_refused(tmp_path: Path) -> None:
+def test_load_settings_refuses_a_number_of_five_thousand_digits(tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
+
     path.write_text("train: " + 5_000 * "1")
+
     with pytest.raises(StudyError, match="not valid YAML"):
         load_settings(path)
 
 
-def test_a_directory_is_refused(tmp_path: Path) -> None:
+def test_load_settings_refuses_a_directory(tmp_path: Path) -> None:
     with pytest.raises(StudyError, match="cannot be read: Is a directory"):
         load_settings(tmp_path)
 
 
-def test_missing_file_says_where_to_get_one(tmp_path: Path) -> None:
+def test_load_settings_says_where_to_get_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(StudyError, match="no such file; copy one from presets/"):
         load_settings(tmp_path / "params.yaml")
 
 
-def test_numbers_mean_what_they_mean_to_dvc(write_settings: Callable[..., Path]) -> None:
+def test_load_settings_reads_numbers_as_dvc_does(write_settings: Callable[..., Path]) -> None:
     path = write_settings()
     path.write_text(path.read_text().replace("[0, 1, 2]", "[010]").replace("sgd: 0.01", "sgd: 1e-3"))
+
     settings = load_settings(path)
+
     assert settings.study.seeds == [10]
     assert settings.train.learning_rate.sgd == 0.001
 
 
 def test_variants_have_the_keys_that_dvc_gives_them(write_settings: Callable[..., Path]) -> None:
     path = write_settings(study__optimizers=["sgd", "adam"], study__dropouts=[0, 0.1, 1e-05], study__seeds=[7])
+
     assert load_settings(path).variants == [
         Variant("sgd-0-7", "sgd", 0.0, 7),
         Variant("sgd-0.1-7", "sgd", 0.1, 7),
@@ -203,7 +217,7 @@ def test_variants_have_the_keys_that_dvc_gives_them(write_settings: Callable[...
 
 
 @pytest.mark.parametrize("key", ["adadelta-0-0", "adadelta-0.10-0", "", None, "../../etc/passwd"])
-def test_only_variants_of_the_study_are_found(key: str | None) -> None:
+def test_variant_is_one_of_the_study(key: str | None) -> None:
     with pytest.raises(
         StudyError, match=r"(no such variant|no variant was named); name one of its 15, such as adadelta-0"
     ):
@@ -218,5 +232,7 @@ def test_images_to_train_on_are_what_holding_out_leaves(size: int, share: float)
     settings = load_settings(PROJECT / "presets/quick.yaml")
     normalize = settings.normalize.model_copy(update={"train_size": size, "validation": share})
     settings = settings.model_copy(update={"normalize": normalize})
+
     train, _ = train_test_split(np.arange(size), test_size=share)
+
     assert settings.images_to_train_on == len(train)

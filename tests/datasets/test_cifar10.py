@@ -39,14 +39,18 @@ def content() -> dict[str, bytes]:
     }
 
 
-def test_images_are_decoded_by_channel_and_row_in_the_order_of_the_batches(tmp_path: Path) -> None:
+def test_load_decodes_by_channel_and_row_in_the_order_of_the_batches(tmp_path: Path) -> None:
     shuffled = dict(reversed(content().items()))
+
     arrays = load(write_archive(tmp_path / "a.tar.gz", shuffled))
+
     assert arrays.train_images.shape == (50_000, 32, 32, 3)
     assert arrays.test_images.shape == (10_000, 32, 32, 3)
     assert all(array.dtype == np.uint8 for array in arrays)
+
     images = np.concatenate([arrays.train_images, arrays.test_images])
     labels = np.concatenate([arrays.train_labels, arrays.test_labels])
+
     for number in range(6):
         image = np.zeros((32, 32, 3), np.uint8)
         image[1, 1, 0], image[0, 2, 1], image[1, 0, 2] = 10 + number, 20 + number, 30 + number
@@ -54,8 +58,9 @@ def test_images_are_decoded_by_channel_and_row_in_the_order_of_the_batches(tmp_p
         assert labels[number * RECORDS + 5] == (5 + number) % 10
 
 
-def test_what_the_article_prints_of_the_data(tmp_path: Path) -> None:
+def test_describe_has_what_the_article_prints(tmp_path: Path) -> None:
     facts = describe("cifar10", load(write_archive(tmp_path / "a.tar.gz", content())))
+
     assert facts["image_size"] == [32, 32]
     assert facts["channels"] == 3
     assert facts["train"] == {
@@ -65,10 +70,12 @@ def test_what_the_article_prints_of_the_data(tmp_path: Path) -> None:
     assert facts["test"] == {"images": 10_000, "per_class": dict.fromkeys(DATASETS["cifar10"].classes, 1_000)}
 
 
-def test_nothing_is_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_load_unpacks_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     archive = write_archive(tmp_path / "a.tar.gz", {"../outside": b"x", "/tmp/outside": b"x", **content()})
     monkeypatch.chdir(tmp_path)
+
     load(archive)
+
     assert [path.name for path in tmp_path.iterdir()] == ["a.tar.gz"]
 
 
@@ -94,37 +101,45 @@ def spoiled(what: str) -> dict[str, bytes]:
         ("label", f"{MEMBERS[2]}, record 7: label 10, expected 0 to 9"),
     ],
 )
-def test_a_wrong_member_is_refused(tmp_path: Path, what: str, message: str) -> None:
+def test_load_refuses_a_wrong_member(tmp_path: Path, what: str, message: str) -> None:
     assert MEMBER_BYTES == 30_730_000
+
     archive = write_archive(tmp_path / "a.tar.gz", spoiled(what))
+
     with pytest.raises(StudyError) as error:
         load(archive)
     assert message in str(error.value)
     assert str(archive) in str(error.value)
 
 
-def test_a_directory_in_place_of_a_batch_is_refused(tmp_path: Path) -> None:
+def test_load_refuses_a_directory_in_place_of_a_batch(tmp_path: Path) -> None:
     path = tmp_path / "a.tar.gz"
+
     with tarfile.open(path, "w:gz") as tar:
         info = tarfile.TarInfo(MEMBERS[0])
         info.type = tarfile.DIRTYPE
         tar.addfile(info)
+
     with pytest.raises(StudyError, match="expected a file"):
         load(path)
 
 
 @pytest.mark.parametrize("keep", [0.0, 0.0001, 0.1, 0.5, 0.99])
-def test_a_truncated_archive_is_refused(tmp_path: Path, keep: float) -> None:
+def test_load_refuses_a_truncated_archive(tmp_path: Path, keep: float) -> None:
     path = write_archive(tmp_path / "a.tar.gz", content())
     load(path)
     whole = path.read_bytes()
+
     path.write_bytes(whole[: int(keep * len(whole))])
+
     with pytest.raises(StudyError, match="cannot be read as a gzipped tar archive"):
         load(path)
 
 
-def test_a_page_in_place_of_an_archive_is_refused(tmp_path: Path) -> None:
+def test_load_refuses_a_page_in_place_of_an_archive(tmp_path: Path) -> None:
     path = tmp_path / "a.tar.gz"
+
     path.write_text("<html>")
+
     with pytest.raises(StudyError, match="cannot be read as a gzipped tar archive"):
         load(path)

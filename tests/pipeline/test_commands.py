@@ -241,3 +241,28 @@ def test_status_is_empty_where_git_writes_windows_line_endings(clone: Clone, tmp
 
     assert "up to date" in fresh.dvc("status")
     assert "w/crlf" not in fresh.run("git", "ls-files", "--eol").stdout
+
+
+def test_evaluate_says_when_variants_were_computed_on_different_machines(clone: Clone) -> None:
+    path = clone.path / "metrics/provenance/sgd-0.5-0.json"
+    path.write_text(path.read_text().replace('"fake"', '"another processor"'))
+
+    printed = clone.run("python", "-m", "stages.evaluate").stdout
+    clone.run("python", "-m", "stages.plot")
+
+    sentence = (
+        "The variants were computed on 2 kinds of machine, which moves results within their spread: "
+        "3 variants on processor fake; 1 variants on processor another processor."
+    )
+    machines = json.loads((clone.path / "metrics/verdict.json").read_text())["machines"]
+    assert sentence in printed
+    assert sentence in (clone.path / "metrics/summary.csv").read_text()  # what the page shows
+    assert sentence in clone.run("dropout-study", "results").stdout
+    assert [len(machine["variants"]) for machine in machines] == [3, 1]
+    assert machines[1]["provenance"]["processor"] == "another processor"
+
+
+def test_evaluate_says_nothing_of_machines_if_there_is_one_kind(clone: Clone) -> None:
+    printed = clone.run("python", "-m", "stages.evaluate").stdout
+
+    assert "kinds of machine" not in printed

@@ -171,7 +171,7 @@ def sizes(page: Page) -> dict[str, tuple[float, float, float]]:
 
 
 @pytest.mark.parametrize("width", [400, 800, 1200, 1600])
-def test_every_chart_is_drawn_at_any_width_without_network(browser: Browser, shown: Path, width: int) -> None:
+def test_page_draws_every_chart_at_any_width_without_network(browser: Browser, shown: Path, width: int) -> None:
     with drawn(browser, shown, width=width) as page:
         for chart, kinds in {
             # 2 × (16 steps × 1 channel) points
@@ -193,9 +193,7 @@ def test_every_chart_is_drawn_at_any_width_without_network(browser: Browser, sho
 
 
 @pytest.mark.parametrize("width", [400, 800, 1600])
-def test_charts_fill_the_page_and_nothing_is_beside_it_or_too_small_to_read(
-    browser: Browser, either: Path, width: int
-) -> None:
+def test_page_is_filled_by_charts_that_can_be_read(browser: Browser, either: Path, width: int) -> None:
     with drawn(browser, either, width=width) as page:
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         for chart, (shown, room, text) in sizes(page).items():
@@ -206,7 +204,7 @@ def test_charts_fill_the_page_and_nothing_is_beside_it_or_too_small_to_read(
                 assert shown >= 0.95 * room, chart
 
 
-def test_the_page_reads_like_the_article(browser: Browser, either: Path) -> None:
+def test_page_reads_like_the_article(browser: Browser, either: Path) -> None:
     with drawn(browser, either) as page:
         ids = page.locator("main section > div").evaluate_all("all => all.map(one => one.id)")
         assert ids == list(ORDER)
@@ -261,11 +259,13 @@ def test_charts_have_titles_and_axes_with_units(browser: Browser, shown: Path) -
         assert (texts(page, "Accuracy_by_dropout").count("✕"), texts(page, "Accuracy_by_dropout").count("2")) == (1, 1)
 
 
-def test_the_page_says_what_was_studied_and_the_verdict_of_each_revision(
+def test_page_says_what_was_studied_and_the_verdict_of_each_revision(
     browser: Browser, shown: Path, compared: Path, study: Clone
 ) -> None:
     first, second = ([row["text"] for row in table(study, files.SUMMARY, rev)] for rev in ("HEAD", "HEAD~1"))
+
     assert first != second
+
     with drawn(browser, compared) as page:
         assert page.locator("#Summary > *").all_inner_texts() == ["HEAD", *first, "HEAD~1", *second]
     with drawn(browser, shown) as page:
@@ -282,7 +282,7 @@ def revision(said: dict[str, str]) -> str:
     return said["revision"].replace("workspace", "HEAD~1")
 
 
-def test_pointing_at_a_mean_shows_its_exact_figures(browser: Browser, either: Path, study: Clone) -> None:
+def test_tooltip_of_a_mean_has_its_exact_figures(browser: Browser, either: Path, study: Clone) -> None:
     with drawn(browser, either) as page:
         for chart, column, unit in (
             ("Accuracy_by_dropout", "test_accuracy", " %"),
@@ -305,7 +305,7 @@ def test_pointing_at_a_mean_shows_its_exact_figures(browser: Browser, either: Pa
             no_tooltip(page)
 
 
-def test_pointing_at_a_cross_tells_which_runs_diverged_and_when(browser: Browser, either: Path) -> None:
+def test_tooltip_of_a_cross_names_diverged_runs(browser: Browser, either: Path) -> None:
     with drawn(browser, either) as page:
         page.locator("#Accuracy_by_dropout svg text", has_text="✕").first.hover()
         said = tooltip(page)
@@ -318,7 +318,7 @@ def test_pointing_at_a_cross_tells_which_runs_diverged_and_when(browser: Browser
         assert said["diverged in epoch"] == "2"
 
 
-def test_pointing_at_an_epoch_and_a_cell_shows_them(browser: Browser, either: Path, study: Clone) -> None:
+def test_tooltip_of_an_epoch_and_of_a_cell_show_them(browser: Browser, either: Path, study: Clone) -> None:
     with drawn(browser, either) as page:
         marks(page, "Accuracy_by_epoch", "symbol").last.hover()
         said = tooltip(page)
@@ -360,9 +360,7 @@ def beside(page: Page, chart: str) -> None:
 
 
 @pytest.mark.parametrize("chart", HISTORIES)
-def test_a_click_on_the_legend_isolates_a_rate_and_one_on_a_line_its_variant(
-    browser: Browser, either: Path, chart: str
-) -> None:
+def test_history_chart_isolates_a_rate_or_a_variant_on_a_click(browser: Browser, either: Path, chart: str) -> None:
     with drawn(browser, either) as page:
         each = 1 if either.parent.name == "dvc_plots" else 2  # revisions
         wait_for_lines(page, chart, 24 * each)
@@ -391,7 +389,7 @@ def test_a_click_on_the_legend_isolates_a_rate_and_one_on_a_line_its_variant(
         wait_for_lines(page, chart, 24 * each)
 
 
-def test_the_line_that_is_pointed_at_is_thick_in_all_panels(browser: Browser, shown: Path) -> None:
+def test_history_chart_thickens_the_line_that_is_pointed_at(browser: Browser, shown: Path) -> None:
     with drawn(browser, shown) as page:
         marks(page, "Loss_by_epoch", "symbol").last.hover()
         page.wait_for_selector("#Loss_by_epoch g.mark-line.role-mark > path[stroke-width='5']", state="attached")
@@ -410,7 +408,7 @@ def legend(page: Page, chart: str) -> dict[str, tuple[str, str]]:
     return {label: (fill, shape) for label, (fill, shape) in zip(labels, symbols, strict=True)}
 
 
-def test_a_diff_tells_revisions_apart_in_every_chart(browser: Browser, compared: Path) -> None:
+def test_diff_tells_revisions_apart_in_every_chart(browser: Browser, compared: Path) -> None:
     with drawn(browser, compared) as page:
         for chart in BY_DROPOUT:
             assert marks(page, chart, "symbol").count() == 2 * 15
@@ -450,7 +448,7 @@ def places(page: Page, chart: str) -> dict[str, dict[str, list[tuple[bool, float
 
 
 @pytest.mark.parametrize("seeds", [1, 3, 10])
-def test_every_optimizer_has_room_of_its_own_at_every_rate(browser: Browser, made_up: Clone, seeds: int) -> None:
+def test_by_dropout_chart_gives_every_optimizer_its_own_room(browser: Browser, made_up: Clone, seeds: int) -> None:
     diverged = [f"adam-0.95-{seed}" for seed in range(seeds)] + (["sgd-0.9-0"] if seeds > 1 else [])
     make_up(made_up, ("adam", "adadelta", "sgd"), TEN_RATES, seeds, diverged=diverged)
     made_up.dvc("plots", "show")
@@ -476,7 +474,7 @@ def test_every_optimizer_has_room_of_its_own_at_every_rate(browser: Browser, mad
             assert sorted(crosses) == sorted({1: ["✕"], 3: ["✕3", "✕"], 10: ["✕10", "✕"]}[seeds])
 
 
-def test_axes_do_not_go_beyond_what_is_possible(browser: Browser, made_up: Clone) -> None:
+def test_by_dropout_chart_axes_end_where_values_are_possible(browser: Browser, made_up: Clone) -> None:
     make_up(made_up, rates=(0.0, 0.5, 0.9), seeds=2)
     rows = files.read_csv(made_up.path / files.RATES)
     wide = {"test_accuracy_low": -0.4, "test_accuracy_high": 1.3, "test_loss_low": -2.0, "accuracy_gap_low": -1.5}
@@ -496,7 +494,7 @@ def test_axes_do_not_go_beyond_what_is_possible(browser: Browser, made_up: Clone
 
 
 @pytest.mark.parametrize("seeds", [1, 3])
-def test_a_study_of_one_rate_is_drawn(browser: Browser, made_up: Clone, seeds: int) -> None:
+def test_page_of_one_rate_is_drawn(browser: Browser, made_up: Clone, seeds: int) -> None:
     make_up(made_up, rates=[0.5], seeds=seeds, epochs=1)
     made_up.dvc("plots", "show")
     with drawn(browser, made_up.path / "dvc_plots/index.html") as page:
@@ -505,7 +503,7 @@ def test_a_study_of_one_rate_is_drawn(browser: Browser, made_up: Clone, seeds: i
         assert marks(page, "Loss_by_epoch", "symbol").count() == 2 * seeds
 
 
-def test_losses_beyond_the_axis_are_triangles_at_its_end(browser: Browser, made_up: Clone) -> None:
+def test_history_chart_marks_losses_beyond_the_axis(browser: Browser, made_up: Clone) -> None:
     make_up(made_up, rates=(0.0, 0.95), seeds=1)
     made_up.dvc("plots", "show")
     with drawn(browser, made_up.path / "dvc_plots/index.html") as page:
@@ -517,7 +515,7 @@ def test_losses_beyond_the_axis_are_triangles_at_its_end(browser: Browser, made_
         assert max(map(float, labels)) == 5
 
 
-def test_a_diff_of_two_data_sets_has_the_classes_and_channels_of_each(browser: Browser, made_up: Clone) -> None:
+def test_diff_of_two_data_sets_has_the_classes_and_channels_of_each(browser: Browser, made_up: Clone) -> None:
     make_up(made_up)
     made_up.commit("digits")
     make_up(made_up, classes=CIFAR10)
@@ -539,7 +537,7 @@ def test_a_diff_of_two_data_sets_has_the_classes_and_channels_of_each(browser: B
             assert color == colors[channel]
 
 
-def test_beside_a_commit_that_had_no_plots_charts_name_the_revision_that_has(browser: Browser, made_up: Clone) -> None:
+def test_diff_with_a_commit_without_plots_names_the_revision_that_has_them(browser: Browser, made_up: Clone) -> None:
     plots = (made_up.path / "dvc.yaml").read_text()
     (made_up.path / "dvc.yaml").write_text("{}\n")
     (made_up.path / ".dvc/plots").rename(made_up.path / "later")
@@ -561,7 +559,7 @@ def test_beside_a_commit_that_had_no_plots_charts_name_the_revision_that_has(bro
 
 
 @pytest.mark.parametrize("template", ["linear", "simple", "scatter", "confusion"])
-def test_charts_of_dvcs_own_templates_are_drawn_too(browser: Browser, made_up: Clone, template: str) -> None:
+def test_page_draws_charts_of_dvcs_own_templates(browser: Browser, made_up: Clone, template: str) -> None:
     """Older commits, and a user's own plots, name them."""
     make_up(made_up)
     x, y = ("actual", "predicted") if template == "confusion" else ("dropout", "test_accuracy")
@@ -580,7 +578,7 @@ def test_charts_of_dvcs_own_templates_are_drawn_too(browser: Browser, made_up: C
         assert box["width"] > 300
 
 
-def test_a_picture_asked_for_by_name_is_there_once(browser: Browser, made_up: Clone) -> None:
+def test_page_shows_a_picture_asked_for_by_name_once(browser: Browser, made_up: Clone) -> None:
     make_up(made_up)
     made_up.dvc("plots", "show", "metrics/plots/samples.png")
     with drawn(browser, made_up.path / "dvc_plots/index.html") as page:
@@ -588,7 +586,7 @@ def test_a_picture_asked_for_by_name_is_there_once(browser: Browser, made_up: Cl
         assert page.locator("h2").all_inner_texts() == ["Images"]
 
 
-def test_in_print_nothing_is_cut_off(browser: Browser, either: Path, tmp_path: Path) -> None:
+def test_page_in_print_is_not_cut_off(browser: Browser, either: Path, tmp_path: Path) -> None:
     with drawn(browser, either) as page:
         content = page.pdf(
             format="A4",
@@ -625,7 +623,7 @@ def test_in_print_nothing_is_cut_off(browser: Browser, either: Path, tmp_path: P
             assert outside == [], chart
 
 
-def test_in_another_width_charts_are_fitted_and_keep_what_is_selected(browser: Browser, shown: Path) -> None:
+def test_page_at_another_width_fits_charts_and_keeps_what_is_selected(browser: Browser, shown: Path) -> None:
     with drawn(browser, shown, width=1600) as page:
         page.locator("#Loss_by_epoch g.role-legend-symbol path").nth(1).click()
         wait_for_lines(page, "Loss_by_epoch", 8)
@@ -638,7 +636,7 @@ def test_in_another_width_charts_are_fitted_and_keep_what_is_selected(browser: B
         wait_for_lines(page, "Loss_by_epoch", 8)
 
 
-def test_without_the_script_it_is_taken_from_the_web(browser: Browser, shown: Path, tmp_path: Path) -> None:
+def test_page_without_the_script_takes_it_from_the_web(browser: Browser, shown: Path, tmp_path: Path) -> None:
     """What the web has under the three addresses is stood in for by the script itself and two empty ones."""
     alone = tmp_path / "somewhere/plots"
     shutil.copytree(shown.parent, alone)
@@ -662,7 +660,7 @@ def test_without_the_script_it_is_taken_from_the_web(browser: Browser, shown: Pa
     assert embed == ("vega-embed", vl_convert.get_vega_embed_version())
 
 
-def test_without_script_and_web_the_page_says_what_to_do(browser: Browser, shown: Path, tmp_path: Path) -> None:
+def test_page_without_script_and_web_says_what_to_do(browser: Browser, shown: Path, tmp_path: Path) -> None:
     alone = tmp_path / "somewhere/plots"
     shutil.copytree(shown.parent, alone)
     with opened(browser, alone / "index.html") as (page, _):
@@ -673,11 +671,14 @@ def test_without_script_and_web_the_page_says_what_to_do(browser: Browser, shown
         assert page.locator("img").count() == 2
 
 
-def test_the_templates_are_vega_lite_for_vs_code(study: Clone, capfd: pytest.CaptureFixture[str]) -> None:
+def test_templates_are_vega_lite_for_vs_code(study: Clone, capfd: pytest.CaptureFixture[str]) -> None:
     """What the extension reads is `--json --split`; what it draws must compile, in the versions that it has had."""
     plots = json.loads(study.dvc("plots", "diff", "HEAD", "HEAD~1", "--json", "--split", "--out", "json_plots"))
+
     assert "errors" not in plots
+
     charts = {name: entries[0] for name, entries in plots["data"].items() if entries[0]["type"] == "vega"}
+
     assert {name.replace(" ", "_") for name in charts} == {"Summary", *CHARTS}
     for entry in charts.values():
         assert entry["revisions"] == ["HEAD", "HEAD~1"]
@@ -708,5 +709,6 @@ def filled(value: Any, anchors: dict[str, Any]) -> Any:
 @pytest.mark.parametrize("template", TEMPLATES, ids=lambda path: path.name)
 def test_templates_hold_no_scripts_and_are_in_use(template: Path) -> None:
     text = template.read_text()
+
     assert not re.search(r"script|https?://(?!vega\.github\.io/schema)|href|\burl\b", text, re.IGNORECASE)
     assert f"template: {template.stem}\n" in (PROJECT / "dvc.yaml").read_text()

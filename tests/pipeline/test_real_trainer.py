@@ -31,7 +31,7 @@ def rows(clone: Clone) -> dict[str, dict[str, str]]:
         return {row["variant"]: row for row in csv.DictReader(file)}
 
 
-def test_a_second_repro_runs_nothing(studied: Clone) -> None:
+def test_repro_again_runs_nothing(studied: Clone) -> None:
     assert studied.repro() == []
 
 
@@ -48,7 +48,7 @@ def test_train_writes_every_output(studied: Clone) -> None:
         np.testing.assert_allclose(np.exp(predictions).sum(axis=1), 1, rtol=1e-5)
 
 
-def test_every_model_is_what_its_predictions_are_of(studied: Clone) -> None:
+def test_model_gives_the_predictions(studied: Clone) -> None:
     pixels = np.load(studied.path / "data/raw/test_images.npy")
 
     for key in ("sgd-0.5-0", "adadelta-0.5-0"):
@@ -57,7 +57,7 @@ def test_every_model_is_what_its_predictions_are_of(studied: Clone) -> None:
         np.testing.assert_allclose(np.log(model.predict(pixels, verbose=0)), predictions, atol=1e-4)
 
 
-def test_every_model_loads_in_stock_keras_without_this_package(studied: Clone, tmp_path: Path) -> None:
+def test_model_loads_in_stock_keras_without_this_package(studied: Clone, tmp_path: Path) -> None:
     code = (
         "import sys, keras, numpy\n"
         "model = keras.models.load_model(sys.argv[1], safe_mode=True)\n"
@@ -136,39 +136,52 @@ def test_repro_is_not_changed_by_keras_json_or_mplbackend(studied: Clone, tmp_pa
     assert studied.run("git", "status", "--porcelain").stdout == ""
 
 
-def test_the_best_model_takes_raw_pixels(studied: Clone) -> None:
+def test_best_model_is_a_copy_that_takes_raw_pixels(studied: Clone) -> None:
     best = json.loads((studied.path / "metrics/evaluation.json").read_text())["best"]
     model = keras.models.load_model(studied.path / "models/best.keras")
+
     variant = studied.path / f"models/variants/{best['variant']}.keras"
+
     assert (studied.path / "models/best.keras").read_bytes() == variant.read_bytes()
+
     found = model.predict(np.load(studied.path / "data/raw/test_images.npy"), verbose=0)
     labels = np.load(studied.path / "data/raw/test_labels.npy")
+
     assert (found.argmax(axis=1) == labels).mean() == pytest.approx(best["test_accuracy"], abs=1e-6)
 
 
-def test_another_clone_gets_the_same_bytes(studied: Clone, tmp_path: Path) -> None:
+def test_repro_in_another_clone_gives_the_same_bytes(studied: Clone, tmp_path: Path) -> None:
     fresh = Clone(tmp_path / "fresh")
+
     studied.run("git", "clone", "--quiet", str(studied.path), str(fresh.path))
+
     # Plot draws what is committed, but also writes the script of the page, which is not.
     assert fresh.repro() == ["download", "normalize", "train@sgd-0.5-0", "train@adadelta-0.5-0", "evaluate", "plot"]
     assert fresh.run("git", "status", "--porcelain").stdout == ""
 
 
-def test_a_diverged_variant_is_a_result_and_the_others_go_on(studied: Clone) -> None:
+def test_repro_takes_a_diverged_variant_as_a_result(studied: Clone) -> None:
     studied.change(train__learning_rate__sgd=1e12)
+
     output = studied.dvc("repro")
+
     assert "sgd-0.5-0  diverged: the loss stopped being finite in epoch 1, step" in output
     assert "with sgd at learning rate 1e+12" in output
+
     results = rows(studied)
+
     assert (results["sgd-0.5-0"]["diverged"], results["adadelta-0.5-0"]["diverged"]) == ("1", "")
+
     evaluation = json.loads((studied.path / "metrics/evaluation.json").read_text())
+
     assert evaluation["best"]["variant"] == "adadelta-0.5-0"
     assert evaluation["variants"]["sgd-0.5-0"]["diverged"] == 1
     assert "diverged: sgd-0.5-0" in studied.run("dropout-study", "results").stdout
     assert studied.repro() == []
 
 
-def test_going_back_trains_nothing(studied: Clone) -> None:
+def test_repro_after_going_back_trains_nothing(studied: Clone) -> None:
     studied.change(train__learning_rate__sgd=0.01)
+
     assert studied.repro() == ["evaluate", "plot"]
     assert rows(studied)["sgd-0.5-0"]["diverged"] == ""

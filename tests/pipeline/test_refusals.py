@@ -43,46 +43,58 @@ DVC_SPEAKS_FIRST: dict[str, tuple[Callable[[str], str], str]] = {
 
 
 @pytest.mark.parametrize("case", DVC_SPEAKS_FIRST)
-def test_where_dvc_speaks_first_nothing_is_lost(clone: Clone, case: str) -> None:
+def test_repro_with_settings_that_dvc_refuses_loses_nothing(clone: Clone, case: str) -> None:
     change, message = DVC_SPEAKS_FIRST[case]
     before = outputs(clone)
     settings = clone.path / "params.yaml"
     good = settings.read_text()
     settings.write_text(change(good))
+
     done = clone.run("dvc", "repro", check=False)
+
     assert done.returncode != 0
     assert re.search(message, done.stderr), done.stderr
+
     checked = clone.run("dropout-study", "check", check=False)
+
     assert checked.returncode == 1
     assert checked.stderr.startswith("error: params.yaml: ")
+
     # DVC may have removed outputs of a stage before it failed. They are in its cache.
     settings.write_text(good)
+
     assert clone.repro() == []
     assert outputs(clone) == before
 
 
-def test_an_empty_list_of_rates_is_refused_by_evaluate(clone: Clone) -> None:
+def test_evaluate_refuses_an_empty_list_of_rates(clone: Clone) -> None:
     clone.change(study__dropouts=[])
+
     done = clone.run("dvc", "repro", check=False)
+
     assert done.returncode != 0
     assert "study.dropouts = []: name at least one" in done.stderr
 
 
 @pytest.mark.parametrize("stage", ["download", "normalize", "train@sgd-0.5-0", "evaluate", "plot"])
-def test_every_stage_refuses_bad_settings_before_it_writes(clone: Clone, stage: str) -> None:
+def test_stage_refuses_bad_settings_before_it_writes(clone: Clone, stage: str) -> None:
     clone.change(train__epochs=0)
     before = outputs(clone)
     name = stage.partition("@")[0]
+
     done = clone.run("python", "-m", f"stages.{name}", check=False, DVC_STAGE=stage)
+
     assert done.returncode == 1
     assert done.stderr == "error: params.yaml: train.epochs = 0: must be greater than or equal to 1\n"
     assert outputs(clone) == before
 
 
-def test_a_rate_that_is_none_is_refused_in_the_stage_and_the_rest_stays(clone: Clone) -> None:
+def test_repro_refuses_an_impossible_rate_and_keeps_the_rest(clone: Clone) -> None:
     before = outputs(clone)
     clone.change(study__dropouts=[0.0, 0.5, 1.5])
+
     done = clone.run("dvc", "repro", check=False)
+
     assert done.returncode != 0
     assert "study.dropouts[2] = 1.5: a dropout rate is at least 0 and below 1" in done.stderr
     assert outputs(clone) == before
@@ -93,21 +105,25 @@ def test_a_rate_that_is_none_is_refused_in_the_stage_and_the_rest_stays(clone: C
     [(b"<html>busy</html>", "sent an HTML page"), (b"\x1f\x8b" + b"x" * 1_000, "sent content with SHA-256")],
     ids=["page", "other-content"],
 )
-def test_a_wrong_archive_stops_the_run(clone: Clone, tmp_path: Path, content: bytes, message: str) -> None:
+def test_repro_stops_at_a_wrong_archive(clone: Clone, tmp_path: Path, content: bytes, message: str) -> None:
     archive = tmp_path / "archive.tar.gz"
     archive.write_bytes(content)
     clone.change(dataset="cifar10", download__urls=[])
+
     done = clone.run("dvc", "repro", check=False, CIFAR10_ARCHIVE=str(archive))
+
     assert done.returncode != 0
     assert f"{archive}: {message}" in done.stderr
     assert "CIFAR10_ARCHIVE=/path/to/cifar-10-binary.tar.gz dvc repro" in done.stderr
 
 
-def test_an_archive_with_the_right_hash_but_no_images_stops_the_run(clone: Clone, tmp_path: Path) -> None:
+def test_repro_stops_at_an_archive_without_images(clone: Clone, tmp_path: Path) -> None:
     archive = tmp_path / "archive.tar.gz"
     archive.write_bytes(b"\x1f\x8b" + b"x" * 1_000)
     sha256 = hashlib.sha256(archive.read_bytes()).hexdigest()
     clone.change(dataset="cifar10", download__urls=[archive.as_uri()], download__sha256=sha256)
+
     done = clone.run("dvc", "repro", check=False)
+
     assert done.returncode != 0
     assert f"data/downloads/{sha256}: cannot be read as a gzipped tar archive" in done.stderr

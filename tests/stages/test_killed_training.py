@@ -42,12 +42,12 @@ def project(prepared: Clone, tmp_path: Path) -> Iterator[Clone]:
         yield copy
 
 
-def start(project: Clone, *command: str) -> subprocess.Popen[str]:
+def start(project: Clone, *command: str, **variables: str) -> subprocess.Popen[str]:
     """Start a command in a process group of its own, in which it can be killed with all its children."""
     return subprocess.Popen(
         command or (sys.executable, "-m", "stages.train", KEY),
         cwd=project.path,
-        env=environment(),
+        env=environment(**variables),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -104,12 +104,13 @@ def uninterrupted(prepared: Clone, tmp_path_factory: pytest.TempPathFactory) -> 
         return time.monotonic() - begin, outputs(project)
 
 
-def test_a_second_run_gives_the_same_bytes(project: Clone, uninterrupted: tuple[float, list[bytes]]) -> None:
+def test_train_gives_the_same_bytes_again(project: Clone, uninterrupted: tuple[float, list[bytes]]) -> None:
     finish(start(project))
+
     assert outputs(project) == uninterrupted[1]
 
 
-def test_killed_at_random_moments_it_ends_equal_to_the_byte(
+def test_train_killed_at_random_moments_equals_uninterrupted_run(
     project: Clone, uninterrupted: tuple[float, list[bytes]]
 ) -> None:
     """Kills at random moments of the whole run: some before the first epoch, some in the middle, some in a write."""
@@ -142,14 +143,16 @@ def test_killed_at_random_moments_it_ends_equal_to_the_byte(
         lines.append(kill(process))
         kills += 1
         resumed_after |= set(re.findall(r"resuming after epoch (\d+)", "".join(lines)))
+
     finish(start(project))
+
     assert outputs(project) == expected
     assert checkpoints(project) == []
     assert len(resumed_after) >= 3, (resumed_after, finished)
 
 
 @pytest.mark.parametrize("call", range(5, 10))
-def test_killed_in_the_write_of_a_checkpoint_it_ends_equal_to_the_byte(
+def test_train_killed_while_saving_equals_uninterrupted_run(
     project: Clone, uninterrupted: tuple[float, list[bytes]], call: int
 ) -> None:
     """The process kills itself at one call after another of those that the second write is made of.
@@ -169,44 +172,55 @@ def test_killed_in_the_write_of_a_checkpoint_it_ends_equal_to_the_byte(
         "os.fsync = count(os.fsync)\n"
         "pathlib.Path.replace = count(pathlib.Path.replace)\n"
     )
+
     train_and_be_killed(project, code)
+
     assert checkpoints(project)
+
     printed = finish(start(project))
+
     assert re.search(r"resuming after epoch [12] ", printed)
     assert outputs(project) == uninterrupted[1]
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_an_interrupt_ends_with_a_message_and_a_checkpoint(
+def test_train_interrupted_ends_with_a_message_and_a_checkpoint(
     project: Clone, uninterrupted: tuple[float, list[bytes]], number: signal.Signals, status: int
 ) -> None:
     project.change(train__epochs=10_000)
     process = start(project)
     await_line(process, "epoch     3/10000")
     process.send_signal(number)
+
     printed = process.communicate(timeout=60)[0]
+
     assert process.returncode == status
+
     (message,) = re.findall(r"the next run resumes after epoch (\d+)", printed)
+
     assert "stopping after this step" in printed  # and not in the middle of TensorFlow
     assert "interrupted" in printed
     assert "Traceback" not in printed
     assert not (project.path / files.variant_file(KEY)).exists()
+
     again = start(project)
     await_line(again, f"resuming after epoch {message} from its checkpoint")
     kill(again)
 
 
-def test_an_interrupt_while_tensorflow_is_loaded_ends_with_a_message(project: Clone) -> None:
+def test_train_interrupted_while_loading_ends_with_a_message(project: Clone) -> None:
     process = start(project)
     while not (project.path / ".checkpoints/locks").exists():
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
+
     printed = process.communicate(timeout=60)[0]
+
     assert process.returncode == 143
     assert printed == "interrupted\n"
 
 
-def test_a_damaged_checkpoint_costs_an_epoch_and_no_byte(
+def test_train_with_a_damaged_checkpoint_equals_uninterrupted_run(
     project: Clone, uninterrupted: tuple[float, list[bytes]]
 ) -> None:
     process = start(project)
@@ -214,30 +228,35 @@ def test_a_damaged_checkpoint_costs_an_epoch_and_no_byte(
     kill(process)
     (latest,) = (path for path in checkpoints(project) if path.name == "latest")
     latest.write_bytes(latest.read_bytes()[:-100])
+
     printed = finish(start(project))
+
     assert f"{latest.relative_to(project.path)}: damaged and removed" in printed
     assert re.search(r"resuming after epoch [3-9] ", printed)
     assert outputs(project) == uninterrupted[1]
 
 
-def test_a_second_process_stops_at_once_and_the_first_goes_on(
-    project: Clone, uninterrupted: tuple[float, list[bytes]]
-) -> None:
+def test_train_refuses_a_second_process(project: Clone, uninterrupted: tuple[float, list[bytes]]) -> None:
     first = start(project)
+
     assert first.stdout
+
     while not (project.path / ".checkpoints/locks").exists():
         time.sleep(0.05)
     os.kill(first.pid, signal.SIGSTOP)
     second = start(project)
     printed = second.communicate(timeout=60)[0]
+
     assert second.returncode == 1
     assert "another process is training this variant; wait for it, or end it" in printed
+
     os.kill(first.pid, signal.SIGCONT)
     finish(first)
+
     assert outputs(project) == uninterrupted[1]
 
 
-def test_a_checkpoint_that_cannot_be_written_warns_and_training_goes_on(
+def test_train_continues_without_checkpoints_on_a_full_disk(
     project: Clone, uninterrupted: tuple[float, list[bytes]]
 ) -> None:
     """The kernel refuses to write files as large as a checkpoint, as it does on a full disk; weights are smaller."""
@@ -253,23 +272,27 @@ def test_a_checkpoint_that_cannot_be_written_warns_and_training_goes_on(
         "import stages.train\n"
         f"stages.train.main('{KEY}')\n"
     )
+
     printed = finish(start(project, sys.executable, "-c", code))
+
     assert printed.count("no checkpoint of epoch") == 10
     assert "no checkpoint of epoch 2 (File too large); training continues without checkpoints" in printed
     assert outputs(project) == uninterrupted[1]
 
 
-def test_dvc_repro_goes_on_where_it_was_killed(project: Clone, uninterrupted: tuple[float, list[bytes]]) -> None:
+def test_repro_resumes_where_it_was_killed(project: Clone, uninterrupted: tuple[float, list[bytes]]) -> None:
     process = start(project, "dvc", "repro", f"train@{KEY}")
     await_line(process, "epoch  3/10")
     kill(process)
+
     printed = project.dvc("repro", f"train@{KEY}")
+
     assert re.search(r"resuming after epoch ([3-9]|10) from its checkpoint", printed)
     assert outputs(project) == uninterrupted[1]
     assert project.repro(f"train@{KEY}") == []
 
 
-def test_a_divergence_is_told_with_the_learning_rate_of_its_epoch(project: Clone) -> None:
+def test_train_reports_the_learning_rate_of_a_divergence(project: Clone) -> None:
     code = (
         "from dropout_study import training\n"
         "row = training.Epoch(3, 2.0, 0.1, training.NAN, training.NAN)\n"
@@ -277,29 +300,49 @@ def test_a_divergence_is_told_with_the_learning_rate_of_its_epoch(project: Clone
         "training.fit = lambda *arguments, **settings: diverged\n"
         f"import stages.train\nstages.train.main('{KEY}')\n"
     )
+
     printed = finish(start(project, sys.executable, "-c", code))
+
     # 1.0 × 0.9 × 0.9
     assert "in epoch 3, step 7, with adadelta at learning rate 0.81;" in printed
 
 
-def test_other_settings_find_no_checkpoint(project: Clone) -> None:
+def test_train_with_other_settings_does_not_resume(project: Clone) -> None:
     process = start(project)
     await_line(process, "epoch  2/10")
+
     kill(process)
+
     assert checkpoints(project)
+
     project.change(train__learning_rate__adadelta=0.5)
     again = project.run("python", "-m", "stages.train", KEY).stdout
+
     assert "resuming" not in again
     assert "epoch  1/10" in again
 
 
-def test_the_checkpoint_of_a_training_that_is_over_only_writes_the_outputs(
+def test_train_killed_after_the_last_epoch_only_writes_the_outputs(
     project: Clone, uninterrupted: tuple[float, list[bytes]]
 ) -> None:
     """Killed between the last epoch and the outputs."""
     code = "import os, signal\nimport keras\nkeras.Model.save = lambda *_: os.killpg(0, signal.SIGKILL)\n"
     train_and_be_killed(project, code)
+
     printed = project.run("python", "-m", "stages.train", KEY).stdout
+
     assert "resuming after epoch 10 from its checkpoint" in printed
     assert "loss" not in printed
     assert outputs(project) == uninterrupted[1]
+
+
+@pytest.mark.parametrize("name", ["TF_SET_ONEDNN_FPMATH_MODE", "ONEDNN_DEFAULT_FPMATH_MODE", "NVIDIA_TF32_OVERRIDE"])
+def test_train_in_other_arithmetic_does_not_resume(project: Clone, name: str) -> None:
+    process = start(project)
+    await_line(process, "epoch  2/10")
+    kill(process)
+
+    other_arithmetic = project.run("python", "-m", "stages.train", KEY, **{name: "BF16"}).stdout
+
+    assert "resuming" not in other_arithmetic
+    assert "epoch  1/10" in other_arithmetic

@@ -76,45 +76,50 @@ def listed(stage: str, part: str) -> list[str]:
     return [path.replace("${key}", KEY) for path in paths]
 
 
-def test_there_are_five_stages() -> None:
+def test_dvc_yaml_has_a_stage_for_each_script() -> None:
     assert list(PIPELINE) == ["download", "normalize", "train", "evaluate", "plot"]
+
     scripts = {path.stem for path in (PROJECT / "stages").glob("*.py")} - {"__init__"}
+
     assert scripts == set(PIPELINE)
 
 
 @pytest.mark.parametrize("stage", PIPELINE)
-def test_a_stage_depends_on_every_module_it_imports(stage: str) -> None:
+def test_stage_depends_on_every_module_it_imports(stage: str) -> None:
     modules = needed(f"stages/{stage}.py")
+
     assert f"stages/{stage}.py" in modules
     assert modules - set(EXCEPTIONS) <= set(listed(stage, "deps"))
 
 
-def test_what_the_exceptions_import_defines_no_number() -> None:
+def test_exempt_modules_import_no_others() -> None:
     # By these settings are checked; the stages that use them list them: download sizes and classes, train the pooling.
     assert support() - set(EXCEPTIONS) == {"dropout_study/datasets/__init__.py", "dropout_study/architecture.py"}
 
 
-def test_every_exception_is_one() -> None:
+def test_exempt_modules_are_imported_and_no_deps() -> None:
     modules = set().union(*(needed(f"stages/{stage}.py") for stage in PIPELINE))
+
     assert set(EXCEPTIONS) - modules <= {"stages/__init__.py"}
     for stage in PIPELINE:
         assert set(EXCEPTIONS).isdisjoint(listed(stage, "deps"))
 
 
-def test_stages_do_not_import_each_other_and_the_library_imports_none() -> None:
+def test_stages_are_imported_by_nothing() -> None:
     for path in [*(PROJECT / "stages").glob("*.py"), *(PROJECT / "dropout_study").rglob("*.py")]:
         names = imported(path.relative_to(PROJECT))
         assert not {name for name in names if name.startswith("stages/") and name != "stages/__init__.py"}
 
 
-def test_no_command_holds_interpolated_text() -> None:
+def test_dvc_yaml_interpolates_no_command() -> None:
     for stage, definition in PIPELINE.items():
         assert definition["cmd"] == f"python -m stages.{stage}"
         assert definition["desc"]
 
 
-def test_parameters_are_single_settings() -> None:
+def test_dvc_yaml_params_are_single_settings() -> None:
     settings = YAML(typ="safe").load(PROJECT / "presets/quick.yaml")
+
     for definition in PIPELINE.values():
         for name in definition.get("params", []):
             value = settings
@@ -134,7 +139,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Clone:
 
 @pytest.mark.pipeline
 @pytest.mark.parametrize("stage", PIPELINE)
-def test_a_stage_needs_its_deps_alone_and_writes_its_outs_alone(real: Clone, tmp_path: Path, stage: str) -> None:
+def test_stage_needs_its_deps_alone_and_writes_its_outs_alone(real: Clone, tmp_path: Path, stage: str) -> None:
     for name in {*listed(stage, "deps"), *support(), "params.yaml"}:
         source, target = real.path / name, tmp_path / name
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -148,7 +153,9 @@ def test_a_stage_needs_its_deps_alone_and_writes_its_outs_alone(real: Clone, tmp
     # The empty file by which a training holds its variant stays, and is ignored by Git.
     lock, log = tmp_path / ".checkpoints" / "locks" / f"{KEY}.lock", tmp_path / "logs" / f"{KEY}.log"
     written = {path for path in tmp_path.rglob("*") if path.is_file()} - before - {lock, log}
+
     outs = [tmp_path / name for name in [*listed(stage, "outs"), *listed(stage, "metrics")]]
+
     assert all(out.exists() for out in outs)
     assert {path for path in written if not any(path.is_relative_to(out) for out in outs)} == set()
     # And what it wrote is what it wrote in the whole pipeline: nothing else had a say.
@@ -159,25 +166,28 @@ def test_a_stage_needs_its_deps_alone_and_writes_its_outs_alone(real: Clone, tmp
 
 
 @pytest.mark.parametrize("stage", PIPELINE)
-def test_every_stage_says_what_it_does_without_tensorflow(stage: str) -> None:
+def test_stage_help_needs_no_tensorflow(stage: str) -> None:
     code = (
         "import runpy, sys; sys.argv = ['x', '--help']\n"
         f"try: runpy.run_module('stages.{stage}', run_name='__main__')\n"
         "except SystemExit as end: assert end.code == 0\n"
         "assert 'tensorflow' not in sys.modules\n"
     )
+
     done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True)
+
     assert "usage: python -m stages" in done.stdout
 
 
 def test_small_settings_are_real_keys() -> None:
     settings = YAML(typ="safe").load(PROJECT / "presets/quick.yaml")
+
     for key in SMALL:
         section, name = key.split(".")
         assert name in settings[section]
 
 
-def test_the_fingerprint_of_a_training_has_every_module_it_depends_on() -> None:
+def test_train_fingerprint_has_every_module_among_its_deps() -> None:
     from stages.train import MODULES
 
     assert {path.as_posix() for path in MODULES} == {name for name in listed("train", "deps") if name.endswith(".py")}

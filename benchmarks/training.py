@@ -1,35 +1,43 @@
 """How fast the article's network is trained: as its code builds it, by this project, and by PyTorch.
 
 Each contestant has a process of its own, with its own threads, and they take turns, a step each: what disturbs the
-machine disturbs them all. This module imports no framework; the processes do.
+machine disturbs them all. This module imports no framework; the processes do. `make bench` runs it.
 """
 
+import argparse
 import importlib
+import importlib.metadata
 import importlib.util
 import os
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
+from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from dropout_study import devices
+from dropout_study import devices, files
+from dropout_study.architecture import is_pooled
+from dropout_study.errors import StudyError
 from dropout_study.progress import without_start_up_noise
 
 FILTERS, UNITS, CLASSES = [64, 64, 128, 256], [512, 512], 10
 LEARNING_RATE, RHO, EPSILON = 1.0, 0.95, 1e-7  # the article's Adadelta
 MATRIX = 2048
-EPOCH_VALIDATION, EPOCHS = 512, 3
+EPOCH_VALIDATION, EPOCHS = 512, 3  # images, epochs
 WARM_UP = 2
+MIN_ROUNDS = 3
+STEP_SECONDS, EPOCH_SECONDS = 120, 90  # after which no further round begins
 
 
 class Options(NamedTuple):
-    """What is measured: dropout rate, images a step, threads, pixels a side, steps each, and images an epoch."""
+    """What is measured: dropout rate, images a step, threads, pixels a side, steps at most, and images an epoch."""
 
     rate: float
     batch_size: int
@@ -46,10 +54,10 @@ def flops_per_image(image_size: int) -> int:
     of its input, which the first layer does not need.
     """
     side, channels, sums = image_size, 3, []
-    for i, count in enumerate(FILTERS):
+    for i, count in enumerate(FILTERS, start=1):
         sums.append(side * side * 9 * channels * count)
         channels = count
-        side //= 2 if i else 1
+        side //= 2 if is_pooled(i) else 1
     inputs = side * side * channels
     for count in [*UNITS, CLASSES]:
         sums.append(inputs * count)
@@ -64,51 +72,17 @@ def random_images(options: Options, count: int, seed: int = 0) -> tuple[np.ndarr
     return images, random.integers(0, CLASSES, count).astype(np.uint8)
 
 
-def run(options: Options, say: Callable[[str], None]) -> dict[str, Any]:
-    """Measure everything and return it: the options, the machine, images a second by name, and ratios of ours to each.
-
-    What is not installed is None.
-    """
-    load = os.getloadavg()
-    names = ["stock", "ours", "ours_rate_0", "ceiling"]
-    if importlib.util.find_spec("torch"):
-        names += ["pytorch", "pytorch_compiled", "pytorch_rate_0"]
-    speeds: dict[str, float | None] = dict.fromkeys(
-        ["stock", "ours", "ours_rate_0", "pytorch", "pytorch_compiled", "pytorch_rate_0", "ceiling"]
-    )
-    with contestants(names, options) as turns:
-        seconds = take_turns(turns, options.steps, WARM_UP, say)
-    for name in seconds:
-        images = MATRIX**3 * 2 / flops_per_image(options.image_size) if name == "ceiling" else options.batch_size
-        speeds[name] = images / median(seconds[name])
-    with contestants(["epoch_stock", "epoch_ours"], options) as turns:
-        seconds = take_turns(turns, EPOCHS, 1, say)
-    for name in seconds:
-        speeds[name] = options.epoch_images / median(seconds[name])
-    return {
-        "options": options._asdict(),
-        "machine": {
-            "name": os.uname().nodename,
-            "load": [round(value, 2) for value in load],
-            **devices.processor(),
-        },
-        "images_per_second": {name: speed and round(speed, 1) for name, speed in speeds.items()},
-        "ratios": {
-            "stock": _ratio(speeds["ours"], speeds["stock"]),
-            "rate_0": _ratio(speeds["ours"], speeds["ours_rate_0"]),
-            "pytorch": _ratio(speeds["ours"], speeds["pytorch"]),
-            "pytorch_compiled": _ratio(speeds["ours"], speeds["pytorch_compiled"]),
-            "pytorch_rate_0": _ratio(speeds["ours_rate_0"], speeds["pytorch_rate_0"]),
-            "ceiling": _ratio(speeds["ours"], speeds["ceiling"]),
-            "epoch": _ratio(speeds["epoch_ours"], speeds["epoch_stock"]),
-        },
-    }
-
-
-def _ratio(ours: float | None, other: float | None) -> float | None:
-    return round(ours / other, 3) if ours and other else None
-
-
+NAMES = ("stock", "ours", "ours_rate_0", "pytorch", "pytorch_compiled", "pytorch_rate_0", "ceiling")
+# Each ratio is the speed of ours, first, to that of the other.
+RATIOS = {
+    "stock": ("ours", "stock"),
+    "rate_0": ("ours", "ours_rate_0"),
+    "pytorch": ("ours", "pytorch"),
+    "pytorch_compiled": ("ours", "pytorch_compiled"),
+    "pytorch_rate_0": ("ours_rate_0", "pytorch_rate_0"),
+    "ceiling": ("ours", "ceiling"),
+    "epoch": ("epoch_ours", "epoch_stock"),
+}
 ROWS = [
     ("stock", "stock Keras layers, a step", "stock"),
     ("ours", "this project, a step", None),
@@ -118,22 +92,65 @@ ROWS = [
     ("pytorch_rate_0", "PyTorch, eager, rate 0, a step", "pytorch_rate_0"),
     ("ceiling", f"ceiling: a {MATRIX} × {MATRIX} matrix product", "ceiling"),
     ("epoch_stock", "stock Keras, fit, an epoch", "epoch"),
-    ("epoch_ours", "this project, train, an epoch", None),
+    ("epoch_ours", "this project, fit, an epoch", None),
 ]
+
+
+def run(options: Options, report: Callable[[str], None]) -> dict[str, Any]:
+    """Measure everything and return it: options, machine, images a second by name, and the ratios of ours to each.
+
+    What is not installed is None. Raises `StudyError` if this project's own contestant fails.
+    """
+    load = os.getloadavg()
+    has_pytorch = importlib.util.find_spec("torch") is not None
+    if not has_pytorch:
+        report("PyTorch is not installed and does not take part: pip install torch")
+    names = [name for name in NAMES if has_pytorch or "pytorch" not in name]
+    with contestants(names, options) as turns:
+        steps = take_turns(turns, options.steps, WARM_UP, STEP_SECONDS, report)
+    with contestants(["epoch_stock", "epoch_ours"], options) as turns:
+        epochs = take_turns(turns, EPOCHS, 1, EPOCH_SECONDS, report)
+    if not {"ours", "ours_rate_0"} <= set(steps) or "epoch_ours" not in epochs:
+        raise StudyError("this project's own training failed, so there is nothing to compare; its error is above")
+    speeds: dict[str, float | None] = dict.fromkeys([*NAMES, "epoch_stock", "epoch_ours"])
+    ceiling = MATRIX**3 * 2 / flops_per_image(options.image_size)  # images that cost what a matrix product does
+    for name, seconds in steps.items():
+        speeds[name] = (ceiling if name == "ceiling" else options.batch_size) / median(seconds)
+    for name, seconds in epochs.items():
+        speeds[name] = options.epoch_images / median(seconds)
+    packages = [*devices.PACKAGES, *(["torch"] if has_pytorch else [])]
+    return {
+        "options": options._asdict(),
+        "machine": {
+            **devices.processor(),
+            "cores": devices.cores(),
+            "load": [round(value, 2) for value in load],
+            "versions": {package: importlib.metadata.version(package) for package in packages},
+        },
+        "rounds": {"steps": len(steps["ours"]), "epochs": len(epochs["epoch_ours"])},
+        "images_per_second": {name: speed and round(speed, 1) for name, speed in speeds.items()},
+        "ratios": {name: _ratio(speeds[ours], speeds[rival]) for name, (ours, rival) in RATIOS.items()},
+    }
+
+
+def _ratio(ours: float | None, rival: float | None) -> float | None:
+    return round(ours / rival, 3) if ours and rival else None
 
 
 def table(result: dict[str, Any]) -> str:
     """Return the result as people read it."""
-    lines = [f"{'':<40}{'images/s':>10}{'ours to it':>12}"]
+    lines = [f"{'':<40}{'images/s':>10}{'speed-up':>12}"]
     for name, text, ratio in ROWS:
         speed, times = result["images_per_second"][name], ratio and result["ratios"][ratio]
         lines.append(f"{text:<40}{f'{speed:.1f}' if speed else 'not there':>10}{f'{times:.2f} ×' if times else '':>12}")
-    options, about = result["options"], result["machine"]
+    options, machine, rounds = result["options"], result["machine"], result["rounds"]
     lines.append(
-        f"dropout {options['rate']:g}, batches of {options['batch_size']}, {options['image_size']} pixels a side, "
-        f"{options['threads']} threads, medians of {options['steps']} steps and {EPOCHS} epochs, taking turns; "
-        f"rate 0 is compared with rate 0.\n{about['name']}: {about['processor']}, "
-        f"load {' '.join(map(str, about['load']))} before"
+        f"The speed-up is that of this project; at rate 0, of this project at rate 0.\n"
+        f"Dropout {options['rate']:g}, batches of {options['batch_size']}, {options['image_size']} pixels a side, "
+        f"{options['threads']} threads; "
+        f"medians of {rounds['steps']} steps and {rounds['epochs']} epochs, taking turns.\n"
+        f"{machine['processor']}, {machine['cores']} cores; {' '.join(machine['instruction_sets'])}; "
+        f"load {' '.join(map(str, machine['load']))} before"
     )
     return "\n".join(lines)
 
@@ -145,12 +162,12 @@ def contestants(names: list[str], options: Options) -> Iterator[dict[str, Connec
     processes, turns = [], {}
     try:
         for name in names:
-            here, there = context.Pipe()
-            process = context.Process(target=_contestant, args=(name, options, there), daemon=True)
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_contestant, args=(name, options, theirs), daemon=True)
             process.start()
-            there.close()
+            theirs.close()
             processes.append(process)
-            turns[name] = here
+            turns[name] = ours
         yield turns
     finally:
         for connection in turns.values():
@@ -161,22 +178,26 @@ def contestants(names: list[str], options: Options) -> Iterator[dict[str, Connec
 
 
 def take_turns(
-    turns: dict[str, Connection], rounds: int, warm_up: int, say: Callable[[str], None]
+    turns: dict[str, Connection], rounds: int, warm_up: int, seconds_at_most: float, report: Callable[[str], None]
 ) -> dict[str, list[float]]:
-    """Return the seconds that each took in each of `rounds`, after `warm_up` rounds that do not count.
+    """Return the seconds that each took in each round, after `warm_up` rounds that do not count.
 
-    Who ends before that is left out, and that is said.
+    There are up to `rounds`; after `seconds_at_most` no further one begins, if there were three. Contestants that fail
+    are left out with a warning.
     """
+    start = time.monotonic()
     seconds: dict[str, list[float]] = {name: [] for name in turns}
     for number in range(-warm_up, rounds):
+        if number >= MIN_ROUNDS and time.monotonic() - start > seconds_at_most:
+            break
         for name in list(seconds):
             try:
                 turns[name].send(None)
                 seconds[name].append(turns[name].recv())
             except (EOFError, BrokenPipeError, ConnectionResetError):
                 del seconds[name]
-                say(f"warning: {name} failed, and is left out; what it said is above")
-        say("warming up" if number < 0 else f"round {number + 1} of {rounds}: {', '.join(seconds)}")
+                report(f"warning: {name} failed and is left out; its error is above")
+        report("warming up" if number < 0 else f"round {number + 1} of {rounds}: {', '.join(seconds)}")
     return {name: values[warm_up:] for name, values in seconds.items()}
 
 
@@ -202,11 +223,11 @@ def _stock_model(options: Options) -> Any:
     tf.config.threading.set_intra_op_parallelism_threads(options.threads)
     layers = keras.layers
     model = keras.Sequential([keras.Input((options.image_size, options.image_size, 3))])
-    for i, count in enumerate(FILTERS):
+    for i, count in enumerate(FILTERS, start=1):
         model.add(layers.Conv2D(count, 3, padding="same", activation="relu"))
         if options.rate:
             model.add(layers.Dropout(options.rate))
-        if i:
+        if is_pooled(i):
             model.add(layers.MaxPooling2D())
     model.add(layers.Flatten())
     for count in UNITS:
@@ -231,11 +252,10 @@ def _stock(options: Options, _: Connection) -> Callable[[], Any]:
     return lambda: model.train_on_batch(*batch)
 
 
-def _our_training(options: Options) -> tuple[Any, Any, int]:
-    from dropout_study import devices, network, training
+def _our_network(options: Options) -> Any:
+    from dropout_study.network import build_network
 
-    shards = devices.configure(options.threads).shards
-    model = network.build_network(
+    return build_network(
         (options.image_size, options.image_size, 3),
         CLASSES,
         filters=FILTERS,
@@ -244,7 +264,14 @@ def _our_training(options: Options) -> tuple[Any, Any, int]:
         dropout=options.rate,
         seed=0,
     )
-    optimizer = training.make_optimizer("adadelta", LEARNING_RATE)
+
+
+def _our_training(options: Options) -> tuple[Any, Any, int]:
+    from dropout_study.training import make_optimizer
+
+    shards = devices.configure(options.threads).shards
+    model = _our_network(options)
+    optimizer = make_optimizer("adadelta", LEARNING_RATE)
     optimizer.build(model.trainable_variables)
     return model, optimizer, shards
 
@@ -277,11 +304,11 @@ def _pytorch(options: Options, _: Connection, compiled: bool = False) -> Callabl
     torch.set_num_threads(options.threads)
     layers: list[Any] = []
     channels, side = 3, options.image_size
-    for i, count in enumerate(FILTERS):
+    for i, count in enumerate(FILTERS, start=1):
         layers += [nn.Conv2d(channels, count, 3, padding="same"), nn.ReLU()]
         if options.rate:
             layers.append(nn.Dropout(options.rate))
-        if i:
+        if is_pooled(i):
             layers.append(nn.MaxPool2d(2))
             side //= 2
         channels = count
@@ -378,3 +405,51 @@ CONTESTANTS: dict[str, Callable[[Options, Connection], Callable[[], Any]]] = {
     "epoch_stock": _epoch_stock,
     "epoch_ours": _epoch_ours,
 }
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the benchmark as a command."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.training",
+        description="Compare the speed of training with stock Keras and, if it is installed, PyTorch. Takes up to five "
+        "minutes, and wants the machine for itself.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--rate", type=_rate, default=0.5, help="dropout rate, at least 0 and below 1")
+    parser.add_argument("--batch-size", type=_count, default=512, help="images a step")
+    parser.add_argument("--threads", type=_count, default=devices.cores(), help="threads of each contestant")
+    parser.add_argument("--image-size", type=_image_size, default=32, help="pixels a side, a power of two from 8")
+    parser.add_argument("--steps", type=_count, default=8, help="steps of each contestant, at most")
+    parser.add_argument("--epoch-images", type=_count, default=4_096, help="images an epoch")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there, too")
+    options = vars(parser.parse_args(arguments))
+    path = options.pop("json")
+    try:
+        result = run(Options(**options), lambda text: print(text, file=sys.stderr, flush=True))
+    except StudyError as error:
+        sys.exit(f"error: {error}")
+    print(table(result))
+    if path:
+        files.write_json(path, result)
+
+
+def _count(text: str) -> int:
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: at least 1 is needed")
+    return int(text)
+
+
+def _rate(text: str) -> float:
+    if not 0 <= float(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: a dropout rate is at least 0 and below 1")
+    return float(text)
+
+
+def _image_size(text: str) -> int:
+    if int(text) < 8 or int(text) & (int(text) - 1):
+        raise argparse.ArgumentTypeError(f"{text}: a power of two from 8, so that it can be halved three times")
+    return int(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""How fast the study trains, compared with others. Not part of the installed package."""

@@ -156,11 +156,17 @@ def computed_on(machines: Sequence[Mapping[str, Any]]) -> str:
     """Return a sentence that names the kinds of machine that the variants were computed on, and where they differ."""
     first = machines[0]["provenance"]
     names = [name for name in first if any(machine["provenance"].get(name) != first[name] for machine in machines)]
-    kinds = [f"{len(machine['variants'])} variants on {_facts(machine['provenance'], names)}" for machine in machines]
+    kinds = [
+        f"{_count(machine['variants'], 'variant')} on {_facts(machine['provenance'], names)}" for machine in machines
+    ]
     return (
         f"The variants were computed on {len(machines)} kinds of machine, which moves results within their spread: "
         f"{'; '.join(kinds)}."
     )
+
+
+def _count(items: Sequence[object], noun: str) -> str:
+    return f"{len(items)} {noun}{'s' * (len(items) != 1)}"
 
 
 def _facts(provenance: Mapping[str, Any], names: Iterable[str]) -> str:

@@ -252,7 +252,7 @@ def test_evaluate_says_when_variants_were_computed_on_different_machines(clone: 
 
     sentence = (
         "The variants were computed on 2 kinds of machine, which moves results within their spread: "
-        "3 variants on processor fake; 1 variants on processor another processor."
+        "3 variants on processor fake; 1 variant on processor another processor."
     )
     machines = json.loads((clone.path / "metrics/verdict.json").read_text())["machines"]
     assert sentence in printed

@@ -342,7 +342,7 @@ def test_train_in_other_arithmetic_does_not_resume(project: Clone, name: str) ->
     await_line(process, "epoch  2/10")
     kill(process)
 
-    other_arithmetic = project.run("python", "-m", "stages.train", KEY, **{name: "BF16"}).stdout
+    other_arithmetic = finish(start(project, **{name: "BF16"}))
 
     assert "resuming" not in other_arithmetic
     assert "epoch  1/10" in other_arithmetic

@@ -502,7 +502,7 @@ def test_fetch_takes_bad_proxy_as_refusal(
         (requests.ConnectionError(urllib3.exceptions.ProtocolError("Aborted", OSError(104, "Reset"))), "Reset"),
         (requests.ConnectTimeout(urllib3.exceptions.ConnectTimeoutError(object(), "timed out")), "timed out"),
     ],
-    ids=repr,
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
 def test_fetch_takes_any_error_of_requests_as_refusal(
     tmp_path: Path,

@@ -1,6 +1,7 @@
 """What all tests share: the project's directory, settings to spoil, a clone to run."""
 
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,10 @@ import hypothesis
 import pytest
 
 from tests.clones import FAKE_TRAINER, PROJECT, Clone, change_settings, copied, small_project
+
+# A shell that starts pytest in the background has it ignore Ctrl-C, and so every process that a test interrupts.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A busy machine is no failure.
 hypothesis.settings.register_profile("study", deadline=None)

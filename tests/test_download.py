@@ -10,6 +10,7 @@ import signal
 import ssl
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -558,12 +559,27 @@ def test_fetch_reports_directory_in_its_way(server: Server, tmp_path: Path, name
     assert server.requests == []
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_fetch_reports_missing_permission_as_fault_of_part(server: Server, tmp_path: Path) -> None:
-    part_file(tmp_path).touch(0o400)
+@contextmanager
+def ordinary_user() -> Iterator[None]:
+    """Be an ordinary user in the block: root may write everywhere."""
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65_534)
+    yield
+    os.seteuid(user)
 
-    with pytest.raises(StudyError, match=re.escape(f"{part_file(tmp_path)}: Permission denied; ")):
-        fetch([server.address("good")], SHA256, tmp_path)
+
+def test_fetch_reports_missing_permission_as_fault_of_part(server: Server) -> None:
+    with tempfile.TemporaryDirectory() as name:  # an ordinary user does not reach tmp_path
+        directory = Path(name)
+        directory.chmod(0o777)
+        part_file(directory).touch(0o400)
+
+        with (
+            ordinary_user(),
+            pytest.raises(StudyError, match=re.escape(f"{part_file(directory)}: Permission denied; ")),
+        ):
+            fetch([server.address("good")], SHA256, directory)
 
 
 def test_fetch_refuses_second_process(server: Server, tmp_path: Path) -> None:

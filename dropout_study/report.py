@@ -189,7 +189,10 @@ def other_versions(machines: Iterable[Mapping[str, Any]]) -> list[str]:
         for package, version in machine["provenance"]["versions"].items():
             if package == "python":
                 continue
-            installed = importlib.metadata.version(package)
+            try:
+                installed = importlib.metadata.version(package)
+            except importlib.metadata.PackageNotFoundError:
+                installed = "none"
             if version != installed:
                 texts.append(f"{package} {version} (installed: {installed})")
     return list(dict.fromkeys(texts))

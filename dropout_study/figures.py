@@ -302,7 +302,8 @@ def small_multiples(
         loss.set_ylim(0, limit)
         if diverged[dropout]:
             text = f"{diverged[dropout]} of {len(histories[dropout])} diverged"
-            loss.text(0.98, 0.98, text, transform=loss.transAxes, ha="right", va="top", color=MUTED)
+            box = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # lines may pass behind the text
+            loss.text(0.98, 0.97, text, transform=loss.transAxes, ha="right", va="top", color=MUTED, bbox=box)
         accuracy.set_ylim(0, 1)
         accuracy.set_xlabel("epoch")
         accuracy.tick_params(labelbottom=True)

@@ -27,7 +27,9 @@ def test_history_rows_are_those_of_the_shown_rates() -> None:
 def test_pixel_rows_are_shares_by_channel_before_and_after() -> None:
     counts = np.zeros((256, 3), np.int64)
     counts[0], counts[255] = [3, 0, 1], [1, 4, 3]
+
     rows = page_tables.pixel_rows(counts, scale=[0.1, 0.2, 1], offset=[-1, 0, 0], method="standardize")
+
     assert len(rows) == 2 * 3 * 16
     assert {row[:2] for row in rows} == {("before", "0 to 255"), ("after", "standard deviations")}
     assert {(row[0], *row[2:4]): row[4] for row in rows if row[4]} == {
@@ -42,15 +44,20 @@ def test_pixel_rows_are_shares_by_channel_before_and_after() -> None:
         ("after", "blue", 7.5): 0.25,
         ("after", "blue", 247.5): 0.75,
     }
-    grey = page_tables.pixel_rows(np.ones((256, 3), np.int64), scale=[1, 1, 1], offset=[0, 0, 0], method="minmax")
-    assert {row[2] for row in grey} == {"all channels"}
-    assert sum(float(str(row[4])) for row in grey if row[0] == "after") == pytest.approx(1)
+
+
+def test_pixel_rows_of_equal_channels_are_given_once() -> None:
+    rows = page_tables.pixel_rows(np.ones((256, 3), np.int64), scale=[1, 1, 1], offset=[0, 0, 0], method="minmax")
+
+    assert {row[2] for row in rows} == {"all channels"}
+    assert sum(float(str(row[4])) for row in rows if row[0] == "after") == pytest.approx(1)
 
 
 def test_history_rows_have_no_figures_of_the_epoch_that_diverged() -> None:
-    diverged = [*HISTORY, dict.fromkeys(HISTORY[0], float("nan")) | {"epoch": 4.0}]
-    diverged[-1] = diverged[-1] | {"train_loss": 1.0}
-    rows = page_tables.history_rows([result("sgd-0.1-0")._replace(diverged=4)], {"sgd-0.1-0": diverged})
+    last = dict.fromkeys(HISTORY[0], float("nan")) | {"epoch": 4.0, "train_loss": 1.0}
+
+    rows = page_tables.history_rows([result("sgd-0.1-0")._replace(diverged=4)], {"sgd-0.1-0": [*HISTORY, last]})
+
     assert len(rows) == 8
     assert rows[0] == ("sgd-0.1-0", "sgd", 0.1, 0, 1, "train", 2.0, 0.1, 1)
     assert rows[7] == ("sgd-0.1-0", "sgd", 0.1, 0, 4, "validation", None, None, 1)
@@ -59,9 +66,19 @@ def test_history_rows_have_no_figures_of_the_epoch_that_diverged() -> None:
 
 def test_summary_rows_say_what_was_studied_and_then_the_verdict() -> None:
     results = [result(f"sgd-{rate}-{seed}") for rate in (0.0, 0.5) for seed in (0, 1)]
+
     (number, studied), *verdict = page_tables.summary_rows(
         "digits", results, "sgd: 0.5 is best.\nIntervals cover seeds."
     )
+
     assert (number, verdict) == (1, [(2, "sgd: 0.5 is best."), (3, "Intervals cover seeds.")])
     for part in ("Data set: digits.", "Optimizers: sgd.", "Dropout rates: 0.0, 0.5.", "Seeds: 0, 1."):
         assert part in studied
+
+
+def test_summary_rows_count_many_rates() -> None:
+    results = [result(f"sgd-{i / 20}-0") for i in range(11)]
+
+    (_, studied), *_ = page_tables.summary_rows("digits", results, "")
+
+    assert "Dropout rates: 11 from 0.0 to 0.5." in studied

@@ -6,7 +6,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -17,6 +17,7 @@ import vl_convert
 from playwright.sync_api import Browser, Locator, Page, sync_playwright
 
 from dropout_study import files
+from dropout_study.page_tables import shown_rates
 from stages.plot import VEGA_LITE
 from tests.clones import PROJECT, Clone, copied
 from tests.studies import make_up, page_project
@@ -212,6 +213,39 @@ def test_page_reads_like_the_article(browser: Browser, either: Path) -> None:
         assert [box["y"] for box in tops if box] == sorted(box["y"] for box in tops if box)
         assert page.locator("h2").count() == 7
         assert page.locator("#plots > div").count() == 0
+
+
+def touching(boxes: Sequence[tuple[float, float]]) -> bool:
+    """Return whether two of `boxes`, left and right edges from left to right, touch."""
+    return any(left[1] >= right[0] for left, right in pairwise(boxes))
+
+
+@pytest.mark.parametrize("width", [400, 1200])
+@pytest.mark.parametrize("count", [30, 300])
+def test_page_of_many_rates_has_legible_charts(browser: Browser, made_up: Clone, count: int, width: int) -> None:
+    rates = [round(0.95 * i / (count - 1), 3) for i in range(count)]
+    make_up(made_up, rates=rates, seeds=1)
+
+    made_up.dvc("plots", "show")
+
+    with drawn(browser, made_up.path / "dvc_plots/index.html", width=width) as page:
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert f"Dropout rates: {count} from 0.0 to 0.95." in page.locator("#Summary").inner_text()
+        for chart in BY_DROPOUT:
+            assert marks(page, chart, "symbol").count() == count
+            # Labels that would touch are transparent.
+            labels = page.locator(f"#{chart} g.role-axis-label").first.locator("text")
+            boxes = labels.evaluate_all(
+                """all => all.filter((text) => text.textContent && Number(text.getAttribute("opacity") ?? 1))
+                    .map((text) => text.getBoundingClientRect()).map((box) => [box.left, box.right])"""
+            )
+            assert len(boxes) > 3
+            assert not touching(boxes)
+        shown = list(map(str, shown_rates(rates)))
+        for chart in HISTORIES:
+            assert marks(page, chart, "line").count() == 2 * len(shown)
+            assert page.locator(f"#{chart} g.role-legend-label text").all_text_contents() == shown
+            assert f"{len(shown)} of {count} rates" in texts(page, chart)
 
 
 def test_charts_have_titles_and_axes_with_units(browser: Browser, shown: Path) -> None:
@@ -468,7 +502,7 @@ def test_by_dropout_chart_gives_every_optimizer_its_own_room(browser: Browser, m
             ticks = page.locator(f"#{chart} g.role-axis-label").first.locator("text", has_text=re.compile("."))
             assert ticks.all_text_contents() == [str(rate) for rate in TEN_RATES]
             boxes = ticks.evaluate_all("all => all.map(one => one.getBoundingClientRect()).map(r => [r.left, r.right])")
-            assert all(left[1] < right[0] for left, right in pairwise(boxes))
+            assert not touching(boxes)
             assert {name: fill for name, (fill, _) in legend(page, chart).items()} == COLORS
             crosses = page.locator(f"#{chart} svg text", has_text="✕").all_text_contents()
             assert sorted(crosses) == sorted({1: ["✕"], 3: ["✕3", "✕"], 10: ["✕10", "✕"]}[seeds])

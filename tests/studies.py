@@ -92,7 +92,7 @@ def make_up(
         files.write_csv(clone.path / path, columns, rounded(rows))
     pictures = {
         "samples": figures.samples(np.zeros((4, 8, 8, 3), np.uint8), classes[:4], "digits"),
-        "mistakes": figures.mistakes(np.zeros((1, 8, 8, 3), np.uint8), ["0 taken for 1"], "mistakes"),
+        "mistakes": figures.mistakes(np.zeros((1, 8, 8, 3), np.uint8), ["0\npredicted 1"], "mistakes"),
     }
     for name, figure in pictures.items():
         figures.save(figure, clone.path / files.PLOTS / f"{name}.png")

@@ -86,17 +86,16 @@ def check(path: Path) -> None:
 def results() -> None:
     """Print the results and the verdict.
 
-    Shows accuracy and loss by dropout rate, how far each rate is below the best one, which differences are
-    significant, and the best single run.
+    Shows accuracy and loss by dropout rate, how far each rate is from the leader, which rates may be the best and
+    which are worse, and the best single run. metrics/verdict.md has the same; docs/statistics.md explains it.
     """
     from dropout_study import report
-    from dropout_study.results import choose_best, read_rates, read_results
+    from dropout_study.results import choose_best, read_results
 
     os.chdir(find_project())
     try:
-        rows, rates = read_results(), read_rates()
-        verdict = files.read_json(files.VERDICT)
-        click.echo(f"{report.table(verdict, rates)}\n\n{report.paragraph(verdict, rates)}")
+        rows, verdict = read_results(), files.read_json(files.VERDICT)
+        click.echo(f"{report.table(verdict)}\n\n{report.paragraph(verdict)}")
         versions = report.other_versions(verdict["machines"])
     except (KeyError, TypeError, ValueError) as error:
         raise StudyError(

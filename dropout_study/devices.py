@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from dropout_study.progress import without_start_up_noise
 
 MAX_SHARDS = 8
-PACKAGES = ("keras", "numpy", "tensorflow")
+PACKAGES = ("keras", "numpy", "tensorflow", "h5py")  # h5py writes the weights in a .keras file
 
 # Environment variables with which TensorFlow, and the libraries below it, compute other bytes from the same inputs:
 # other kernels, other precision, another order of sums. The names are those in TensorFlow 2.21's libraries and in the
@@ -39,6 +39,7 @@ ARITHMETIC_VARIABLES = (
     "TF_DETERMINISTIC_OPS",
     "TF_DISABLE_JIT_KERNELS",
     "TF_ENABLE_ONEDNN_OPTS",
+    "TF_ENABLE_ONEDNN_SPMM",
     "TF_ENABLE_WINOGRAD_NONFUSED",
     "TF_ENABLE_ZENDNN_OPTS",
     "TF_MATMUL_AUTOTUNE_ENABLE",
@@ -54,7 +55,7 @@ ARITHMETIC_VARIABLES = (
     "XLA_FLAGS",
 )
 
-# Those by which oneDNN and XLA choose their kernels, as Linux names them.
+# Those by which oneDNN, XLA and the Arm Compute Library choose their kernels, as Linux names them.
 INSTRUCTION_SETS = (
     "avx2",
     "fma",
@@ -66,6 +67,14 @@ INSTRUCTION_SETS = (
     "amx_int8",
     "amx_bf16",
     "amx_fp16",
+    "asimd",
+    "asimddp",
+    "asimdhp",
+    "bf16",
+    "i8mm",
+    "sve",
+    "sve2",
+    "svebf16",
 )
 
 
@@ -131,23 +140,36 @@ def even_shards(threads: int) -> int:
 
 def provenance(device: Device) -> dict[str, Any]:
     """Return on what a result was computed, as JSON holds it. Equal machines give equal values: no names, no times."""
+    versions = {package: importlib.metadata.version(package) for package in PACKAGES}
     return {
         "device": device.name,
         **processor(),
         "system": f"{platform.system()} {platform.machine()}",
         "threads": device.threads,
         "shards": device.shards,
-        "versions": {"python": platform.python_version()}
-        | {package: importlib.metadata.version(package) for package in PACKAGES},
+        "versions": {"python": platform.python_version(), **versions, **gpu_libraries(device)},
         "variables": {name: os.environ[name] for name in ARITHMETIC_VARIABLES if name in os.environ},
     }
 
 
-def processor() -> dict[str, Any]:
-    """Return the processor's name, with family and model where the system tells, and its instruction sets."""
+def gpu_libraries(device: Device) -> dict[str, str]:
+    """Return the versions of CUDA and cuDNN for which TensorFlow was built, if `device` is a GPU."""
+    if device.name == "CPU":
+        return {}
+    import tensorflow as tf
+
+    build = tf.sysconfig.get_build_info()
+    return {name: str(build[f"{name}_version"]) for name in ("cuda", "cudnn") if f"{name}_version" in build}
+
+
+def processor(cpuinfo: str = "/proc/cpuinfo") -> dict[str, Any]:
+    """Return the processor's name, with what else tells its kind apart, and its instruction sets.
+
+    On Linux these are family and model on x86, and implementer and part on ARM, where there is no name.
+    """
     facts: dict[str, str] = {}
     try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
+        with open(cpuinfo, encoding="utf-8") as file:
             for line in file:
                 name, colon, value = line.partition(":")
                 if not colon:
@@ -156,7 +178,9 @@ def processor() -> dict[str, Any]:
     except OSError:
         pass
     name = facts.get("model name") or platform.processor() or platform.machine()
-    if "cpu family" in facts:
-        name += f" (family {facts['cpu family']}, model {facts['model']})"
-    flags = facts.get("flags", "").split()
+    kind = {"family": "cpu family", "model": "model", "implementer": "CPU implementer", "part": "CPU part"}
+    numbers = [f"{label} {facts[key]}" for label, key in kind.items() if key in facts]
+    if numbers:
+        name += f" ({', '.join(numbers)})"
+    flags = facts.get("flags", facts.get("Features", "")).split()
     return {"processor": name, "instruction_sets": [flag for flag in INSTRUCTION_SETS if flag in flags]}

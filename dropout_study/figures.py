@@ -176,14 +176,19 @@ def _label(axes: Any, quantity: str) -> None:
 
 @_styled
 def by_dropout(rates: Sequence[Mapping[str, Any]], results: Sequence[Result], column: str) -> Figure:
-    """Return `column` of the study by dropout: each run, means with 95 % intervals over seeds, and guessing.
+    """Return `column`, "test_accuracy" or "test_loss", by dropout: runs, means, and what the verdict says of them.
 
     `rates` are rows of `statistics.rates`. Optimizers differ in colour and marker, and are side by side at each rate.
-    Runs that diverged are a cross at the bottom, with their number if there are several.
+    Large marks are means: filled if the rate may be the best or if there is no verdict, hollow and grey if it is worse,
+    hollow if it is not judged. A thin line goes from the lowest to the highest run, which are pale beside it. A band
+    begins at the leader's mean: a mean within it may be the best; so may the rates above the brackets under the axis.
+    Runs that diverged are a cross at the bottom, with their number if there are several. What guessing gives is a line
+    if any figure is that bad.
     """
     quantity = column.replace("_", " ")
-    figure = _figure(7.2, 4.4)
+    figure = _figure(7.2, 4.6)
     axes = figure.subplots()
+    axes.use_sticky_edges = False  # else the band's begin would be the edge of the picture
     optimizers = list(dict.fromkeys(result.optimizer for result in results))
     dropouts = sorted({result.dropout for result in results})
     many = len(dropouts) * len(optimizers) > MANY_RATES
@@ -191,35 +196,27 @@ def by_dropout(rates: Sequence[Mapping[str, Any]], results: Sequence[Result], co
     seeds = report.seeds(row["runs"] for row in rates)
     for i, optimizer in enumerate(optimizers):
         shift = slot * (i - (len(optimizers) - 1) / 2)
-        style: dict[str, Any] = {"color": COLORS[optimizer], "marker": MARKERS[optimizer]}
+        rows = [row for row in rates if row["optimizer"] == optimizer]
+        _draw_verdict(axes, rows, column, shift, slot, dropouts, i)
         variants = [result for result in results if result.optimizer == optimizer]
         runs = finished(variants) if seeds else []
         axes.plot(
             [result.dropout + shift - 0.25 * slot for result in runs],
             [getattr(result, column) for result in runs],
-            **style,
-            linestyle="",
+            MARKERS[optimizer],
+            color=COLORS[optimizer],
             alpha=0.35,
             markersize=2 if many else 4,
             markeredgewidth=0,
         )
-        rows = [row for row in rates if row["optimizer"] == optimizer]
-        axes.plot(
-            [row["dropout"] + shift for row in rows],
-            [row[column] for row in rows],
-            **style,
-            linewidth=1,
-            markersize=2 if many else 6,
-            label=optimizer,
-        )
-        measured = [row for row in rows if row[f"{column}_low"] is not None]
         axes.vlines(
-            [row["dropout"] + shift for row in measured],
-            [row[f"{column}_low"] for row in measured],
-            [row[f"{column}_high"] for row in measured],
+            [row["dropout"] + shift for row in rows if row["runs"] > 1],
+            [row[f"{column}_lowest"] for row in rows if row["runs"] > 1],
+            [row[f"{column}_highest"] for row in rows if row["runs"] > 1],
             color=COLORS[optimizer],
-            linewidth=0.5 if many else 1.5,
+            linewidth=0.5 if many else 1.2,
         )
+        _draw_means(axes, rows, column, shift, 2 if many else 7)
         diverged = Counter(result.dropout + shift for result in variants if result.diverged is not None)
         if diverged:
             bottom: dict[str, Any] = {"color": COLORS[optimizer], "transform": axes.get_xaxis_transform()}
@@ -227,23 +224,90 @@ def by_dropout(rates: Sequence[Mapping[str, Any]], results: Sequence[Result], co
             for place, count in diverged.items():
                 if count > 1 and not many:
                     axes.text(place, 0.04, str(count), **bottom, ha="center", fontsize=8)
+    low, high = axes.get_ylim()
     for guessing in {row[f"{column}_guessing"] for row in rates}:
-        axes.axhline(guessing, color=MUTED, linestyle="--", linewidth=1, label="guessing")
+        if low <= guessing <= high:  # else it would press all that differs into a corner
+            axes.axhline(guessing, color=MUTED, linestyle="--", linewidth=1, label="guessing")
     axes.set_xlim(dropouts[0] - 0.05, dropouts[-1] + 0.05)
     span = dropouts[-1] - dropouts[0] + 0.1
     if len(dropouts) == 1 or min(np.diff(dropouts)) >= span / _most_labels(axes, dropouts):
         axes.set_xticks(dropouts)  # else matplotlib's round numbers, which have room
-    if column != "accuracy_gap":
-        # An interval by t may go where no accuracy or loss can be.
-        low, high = axes.get_ylim()
-        axes.set_ylim(max(low, -0.02 * high), min(high, 1.02) if "accuracy" in column else high)
+    # A band may go where no accuracy or loss can be.
+    axes.set_ylim(max(low, -0.02 * high), min(high, 1.02) if "accuracy" in column else high)
     axes.set_title(f"{quantity.capitalize()} by dropout\n", fontsize=12)
-    subtitle = f"mean and 95 % interval (t) over {seeds}; pale: single runs" if seeds else "one run per rate"
+    subtitle = f"mean over {seeds}, lowest and highest run; pale: single runs" if seeds else "one run per rate"
     axes.text(0, 1.03, subtitle, transform=axes.transAxes, color=MUTED)
+    axes.tick_params(axis="x", pad=4 + 5 * len(optimizers))
     axes.set_xlabel("dropout rate")
     _label(axes, quantity)
-    figure.legend(loc="outside lower center", ncols=4, frameon=False)
+    handles, labels = axes.get_legend_handles_labels()
+    unique = dict(zip(labels, handles, strict=True))
+    figure.legend(unique.values(), unique.keys(), loc="outside lower center", ncols=4, frameon=False)
     return figure
+
+
+def _draw_verdict(
+    axes: Any,
+    rows: Sequence[Mapping[str, Any]],
+    column: str,
+    shift: float,
+    slot: float,
+    dropouts: Sequence[float],
+    number: int,
+) -> None:
+    """Draw which means of an optimizer may be the best: the band at each rate, and brackets under the axis.
+
+    `number` is that of the optimizer, from 0: the brackets of several are below each other.
+    """
+    judged = [row for row in rows if row[f"{column}_limit"] is not None]
+    if not judged:
+        return
+    color = COLORS[rows[0]["optimizer"]]
+    leader = judged[0][f"{column}_leader"]
+    axes.bar(
+        [row["dropout"] + shift for row in judged],
+        [row[f"{column}_limit"] - leader for row in judged],
+        slot,
+        bottom=leader,
+        color=color,
+        alpha=0.18,
+        linewidth=0,
+        label="may be the best",
+    )
+    axes.hlines(leader, dropouts[0], dropouts[-1], color=color, linewidth=0.6, linestyle=":")
+    best = [dropouts.index(row["dropout"]) for row in rows if row[f"{column}_verdict"] == "may be the best"]
+    for i in best:
+        # Neighbours share a bracket.
+        end = dropouts[i + 1] - slot / 2 if i + 1 in best else dropouts[i] + slot / 2
+        height = -0.02 * (number + 1)
+        where = axes.get_xaxis_transform()
+        axes.plot([dropouts[i] - slot / 2, end], [height] * 2, color=color, linewidth=3, transform=where, clip_on=False)
+
+
+def _draw_means(axes: Any, rows: Sequence[Mapping[str, Any]], column: str, shift: float, size: float) -> None:
+    """Draw the means of an optimizer, joined by a line, each marked by what the verdict says of it."""
+    if not rows:
+        return
+    optimizer = rows[0]["optimizer"]
+    color = COLORS[optimizer]
+    axes.plot([row["dropout"] + shift for row in rows], [row[column] for row in rows], color=color, linewidth=1)
+    looks: dict[str, dict[str, Any]] = {
+        optimizer: {"color": color},
+        "worse": {"markeredgecolor": MUTED, "markerfacecolor": "white"},
+        "not judged": {"markeredgecolor": color, "markerfacecolor": "white"},
+    }
+    for label, look in looks.items():
+        marked = [
+            row for row in rows if (row[f"{column}_verdict"] == label) or (label == optimizer and _filled(row, column))
+        ]
+        if marked:
+            places, means = [row["dropout"] + shift for row in marked], [row[column] for row in marked]
+            axes.plot(places, means, MARKERS[optimizer], **look, markersize=size, label=label)
+
+
+def _filled(row: Mapping[str, Any], column: str) -> bool:
+    """Return whether the mean of a rate is a filled mark: it may be the best, or there is no verdict."""
+    return row[f"{column}_verdict"] in ("may be the best", "")
 
 
 @_styled

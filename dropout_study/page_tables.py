@@ -76,15 +76,6 @@ def pixel_rows(
     ]
 
 
-def summary_rows(dataset: str, results: Sequence[Result], paragraph: str) -> list[tuple[int, str]]:
-    """Return what was studied, and the verdict's `paragraph`, as numbered lines; many rates are counted, not listed."""
-    rates = list(dict.fromkeys(result.dropout for result in results))
-    studied: dict[str, Iterable[object]] = {
-        "Data set": [dataset],
-        "Epochs": [max(result.epochs for result in results)],
-        "Optimizers": dict.fromkeys(result.optimizer for result in results),
-        "Dropout rates": rates if len(rates) <= SHOWN_RATES else [f"{len(rates)} from {min(rates)} to {max(rates)}"],
-        "Seeds": dict.fromkeys(result.seed for result in results),
-    }
-    first = " ".join(f"{name}: {', '.join(map(str, values))}." for name, values in studied.items())
-    return list(enumerate([first, *paragraph.splitlines()], 1))
+def summary_rows(studied: str, paragraph: str) -> list[tuple[int, str]]:
+    """Return what was studied, and the verdict's `paragraph`, as numbered lines; an empty one starts a new part."""
+    return list(enumerate([studied, *paragraph.splitlines()], 1))

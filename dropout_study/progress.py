@@ -66,11 +66,14 @@ def logged(path: Path) -> Iterator[None]:
 
     What cannot be logged is still printed: a full disk costs the log, not the training.
     """
+    problem = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _append(path, f"{time.strftime('%Y-%m-%d %H:%M:%S')}  process {os.getpid()}")
     except OSError as error:
-        say(f"warning: {path}: no log is written ({error.strerror})")
+        problem = error.strerror
+    if problem:
+        say(f"warning: {path}: no log is written ({problem})")
         yield
         return
     try:
@@ -145,11 +148,11 @@ class TrainingReport:
         )
 
     def diverged(self, epoch: int, step: int | None, optimizer: str, learning_rate: float) -> None:
-        """Print where a loss stopped being finite, and with which settings."""
+        """Print where loss, weights or predictions stopped being finite, and with which settings."""
         where = f"in epoch {epoch}, step {step}" if step else f"at the end of epoch {epoch}"
         self._say(
-            f"diverged: the loss stopped being finite {where}, with {optimizer} at learning rate {learning_rate:g}; "
-            "the model has the last finite weights"
+            f"diverged: a loss, weight or prediction stopped being finite {where}, with {optimizer} at learning rate "
+            f"{learning_rate:g}; the model has the last finite weights"
         )
 
     def finished(self, seconds: Sequence[float]) -> None:

@@ -4,164 +4,269 @@ import importlib.metadata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from dropout_study.results import QUANTITIES, Result
+
 Row = Mapping[str, Any]
 
+LISTED_RATES = 10  # more are counted, not listed
+# Of each quantity: what the leader has, the unit of differences, the factor to it, and the form of a number in it.
+HAS = {"accuracy": "the highest accuracy", "loss": "the lowest loss"}
+UNITS = {"accuracy": "points", "loss": "nats"}
+FACTORS = {"accuracy": 100, "loss": 1}
+FORMS = {"accuracy": ".1f", "loss": ".3f"}
+HEADER = (
+    "optimizer", "dropout", "runs", "accuracy (lowest–highest)", "below the leader", "loss (lowest–highest)",
+    "above the leader",
+)  # fmt: skip
 
-def table(verdict: Mapping[str, Any], rates: Iterable[Row]) -> str:
-    """Return the results by optimizer and dropout as people read them.
 
-    Test accuracy and loss are means over the finished runs, ± half a 95 % interval, from `rates`, the rows of
-    `statistics.rates`; then by how many points of accuracy, in pairs, a rate is below the best one, with the corrected
-    p of that.
+def studied(dataset: str, results: Sequence[Result]) -> str:
+    """Return what was studied, in a line; many rates are counted, not listed."""
+    rates = list(dict.fromkeys(result.dropout for result in results))
+    facts: dict[str, Iterable[object]] = {
+        "Data set": [dataset],
+        "Epochs": [max(result.epochs for result in results)],
+        "Optimizers": dict.fromkeys(result.optimizer for result in results),
+        "Dropout rates": rates if len(rates) <= LISTED_RATES else [f"{len(rates)} from {min(rates)} to {max(rates)}"],
+        "Seeds": dict.fromkeys(result.seed for result in results),
+    }
+    return " ".join(f"{name}: {', '.join(map(str, values))}." for name, values in facts.items())
+
+
+def table(verdict: Mapping[str, Any]) -> str:
+    """Return the results by optimizer and dropout as text: a rate a line, columns as in `HEADER`.
+
+    Means, lowest and highest are of the finished runs, accuracies in percent, losses in nats. Below and above the
+    leader are a difference ± its margin; a rate that is further away than the margin is worse.
     """
-    means = {(row["optimizer"], row["dropout"]): row for row in rates}
-    lines = [
-        f"{'optimizer':<10}{'dropout':>8}{'runs':>6}  {'test accuracy':>15}  {'test loss':>15}  {'below the best':>14}"
-        f"  {'p (Holm)':>8}"
-    ]
+    rows = [HEADER, *_cells(verdict)]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(HEADER))]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if i == 0 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=False))
+        ).rstrip()
+        + "".join(f"  {note}" for note in row[len(HEADER) :])
+        for row in rows
+    )
+
+
+def _cells(verdict: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Return the cells of the table of results, a row a rate; a row with runs that diverged has a cell more."""
+    rows = []
     for optimizer, judged in verdict["optimizers"].items():
-        comparisons = {comparison["dropout"]: comparison for comparison in judged["comparisons"]}
-        for rate in judged["rates"]:
-            dropout, mean = rate["dropout"], means.get((optimizer, rate["dropout"]))
-            accuracy = _column(mean, "test_accuracy", 100, ".1f", " %") if mean else "–"
-            loss = _column(mean, "test_loss", 1, ".3f", "") if mean else "–"
-            below, p = ("best", "–") if dropout == judged["best"] else _below_the_best(comparisons.get(dropout))
-            note = f"  diverged: {_diverged(verdict, rate['diverged'])}" if rate["diverged"] else ""
-            lines.append(
-                f"{optimizer:<10}{dropout:>8}{rate['runs']:>6}  {accuracy:>15}  {loss:>15}  {below:>14}  {p:>8}{note}"
+        for accuracy, loss in zip(judged["accuracy"]["rates"], judged["loss"]["rates"], strict=True):
+            figures = (
+                cell
+                for quantity, rate in (("accuracy", accuracy), ("loss", loss))
+                for cell in (_mean(rate, quantity), _difference(rate, judged[quantity], quantity))
             )
-    return "\n".join(line.rstrip() for line in lines)
+            total = accuracy["runs"] + accuracy["diverged"]
+            note = [f"{accuracy['diverged']} of {total} runs diverged"] if accuracy["diverged"] else []
+            rows.append((optimizer, str(accuracy["dropout"]), str(accuracy["runs"]), *figures, *note))
+    return rows
+
+
+def _number(value: float, quantity: str) -> str:
+    """Return an accuracy (a share) in percent or points, or a loss in nats, without its unit."""
+    return f"{FACTORS[quantity] * value:{FORMS[quantity]}}"
+
+
+def _mean(rate: Row, quantity: str) -> str:
+    """Return the cell with a rate's mean, and its lowest and highest run if there are several."""
+    if rate["mean"] is None:
+        return "–"
+    mean = _number(rate["mean"], quantity) + (" %" if quantity == "accuracy" else "")
+    if rate["runs"] < 2:
+        return mean
+    return f"{mean} ({_number(rate['lowest'], quantity)}–{_number(rate['highest'], quantity)})"
+
+
+def _difference(rate: Row, judged: Row, quantity: str) -> str:
+    """Return the cell that says how far a rate is from the leader, ± the margin, and whether it is worse."""
+    name = rate["dropout"]
+    if name in judged["not_judged"]:
+        return "not judged"
+    if name == judged["leader"]:
+        return "leader"
+    worse = "worse  " if name in judged["worse"] else ""
+    return f"{worse}{_number(rate['below'], quantity)} ± {_number(rate['margin'], quantity)}"
+
+
+def markdown(verdict: Mapping[str, Any], dataset: str, results: Sequence[Result]) -> str:
+    """Return the verdict as a page that GitHub renders: what was studied, the sentences, the table."""
+    head, *rest = paragraph(verdict).split("\n\n")
+    rows = [HEADER, ("---", *["---:"] * (len(HEADER) - 1)), *(_with_notes(row) for row in _cells(verdict))]
+    cells = "\n".join(f"| {' | '.join(cell.replace('worse  ', '**worse** ') for cell in row)} |" for row in rows)
+    bullets = "\n".join(f"- {line}" for line in head.splitlines())
+    notes = "\n\n".join(rest)
+    return f"# Which dropout rate is best?\n\n{studied(dataset, results)}\n\n{bullets}\n\n{cells}\n\n{notes}\n"
+
+
+def _with_notes(row: Sequence[str]) -> tuple[str, ...]:
+    """Return a row of the table without a column for notes: the number of runs has them."""
+    optimizer, dropout, runs, *figures = row
+    notes = figures[len(HEADER) - 3 :]
+    return (optimizer, dropout, "; ".join([runs, *notes]), *figures[: len(HEADER) - 3])
+
+
+def paragraph(verdict: Mapping[str, Any]) -> str:
+    """Return a verdict as people read it.
+
+    First come the statements, a line an optimizer and one across optimizers; after an empty line the margins, a line an
+    optimizer; after another one what "worse" means and what the figures do not cover.
+    """
+    statements = [f"{optimizer}: {statement(judged)}" for optimizer, judged in verdict["optimizers"].items()]
+    if verdict["across_optimizers"]:
+        statements.append(f"Across optimizers: {across(verdict['across_optimizers'])}")
+    margins = [
+        f"{optimizer}: {text}"
+        for optimizer, judged in verdict["optimizers"].items()
+        if (text := margin_outlook(judged, verdict["test_images"]))
+    ]
+    return "\n\n".join("\n".join(lines) for lines in (statements, margins, _notes(verdict)) if lines)
+
+
+def statement(judged: Mapping[str, Any]) -> str:
+    """Return what the verdict on one optimizer comes to: by accuracy, by loss, and what validation would choose."""
+    accuracy = judged["accuracy"]
+    sentences = [_conclusion(judged[quantity], quantity, str) for quantity in QUANTITIES]
+    match accuracy["status"]:
+        case "none" if accuracy["leader"] is None:
+            sentences = ["At every rate a run diverged: no rate can be judged."]
+        case "none":
+            sentences = [f"{accuracy['leader']} is the only rate that can be judged: there is nothing to compare."]
+        case "one seed":
+            first = "With one run a rate, it cannot be said which rate is best: another seed may reverse the order."
+            sentences = [first, *sentences]
+    if accuracy["not_judged"] and accuracy["leader"] is not None:
+        sentences.append(f"Not judged, because runs diverged: {listed(accuracy['not_judged'])}.")
+    choice = judged["validation_choice"]
+    if accuracy["may_be_best"]:
+        chosen = "may have" if choice in accuracy["may_be_best"] else "does not have"
+        sentences.append(f"Validation would choose {choice}, which {chosen} {HAS['accuracy']}.")
+    return " ".join(sentences)
+
+
+def _conclusion(judged: Mapping[str, Any], quantity: str, name: Any) -> str:
+    """Return what the verdict by one quantity comes to; `name` turns the name of a rate into a text."""
+    every = [rate["dropout"] for rate in judged["rates"] if rate["dropout"] not in judged["not_judged"]]
+    has, may = HAS[quantity], judged["may_be_best"]
+    match judged["status"]:
+        case "best":
+            return f"{name(judged['leader'])} has {has}: every other rate is worse."
+        case "any":
+            counts = seeds(rate["runs"] for rate in judged["rates"] if rate["dropout"] in every)
+            return f"Any of {listed(every, every)} may have {has}: no difference is larger than chance with {counts}."
+        case "several":
+            is_worse = "is" if len(judged["worse"]) == 1 else "are"
+            return f"{listed(may, every)} may have {has}; {listed(judged['worse'], every)} {is_worse} worse."
+        case "one seed":
+            networks = judged["networks_may_be_best"]
+            if len(networks) == len(every):
+                return f"Any of these {len(every)} networks may have {has} on images like these."
+            verb = "has" if len(networks) == 1 else "may have"
+            return f"Of these {len(every)} networks, that of {listed(networks)} {verb} {has} on images like these."
+    return ""
+
+
+def across(judged: Mapping[str, Any]) -> str:
+    """Return what the verdict on all pairs of optimizer and rate comes to."""
+    sentences = []
+    for quantity in QUANTITIES:
+        by_quantity = judged[quantity]
+        may, better, has = by_quantity["may_be_best"], by_quantity["better_optimizer"], HAS[quantity]
+        if not may:
+            continue
+        verb = "has" if len(may) == 1 else "may have"
+        rest = f"{better} does better by {quantity}" if better else "no optimizer can be called better"
+        every = [rate["dropout"] for rate in by_quantity["rates"]]
+        sentences.append(f"{pairs(may, every)} {verb} {has}: {rest}.")
+    return " ".join(sentences) or "no statement."
+
+
+def pairs(names: Sequence[str], every: Sequence[str]) -> str:
+    """Return `adadelta at 0.3 to 0.5, sgd at 0.5` for names like `adadelta-0.3`, `every` one in the study's order."""
+    chosen, known = (_by_optimizer(some) for some in (names, every))
+    return ", ".join(f"{optimizer} at {listed(rates, known[optimizer])}" for optimizer, rates in chosen.items())
+
+
+def _by_optimizer(names: Sequence[str]) -> dict[str, list[str]]:
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        optimizer, _, dropout = name.partition("-")
+        groups.setdefault(optimizer, []).append(dropout)
+    return groups
+
+
+def margin_outlook(judged: Mapping[str, Any], test_images: int) -> str:
+    """Return how large the margins are among the rates that may be the best, and how large with more seeds.
+
+    Empty if there is no statement, or nothing that more seeds could tell apart.
+    """
+    sentences = []
+    for quantity in QUANTITIES:
+        by_quantity, unit = judged[quantity], UNITS[quantity]
+        among = [rate for rate in by_quantity["rates"] if rate["dropout"] in by_quantity["may_be_best"]]
+        margins = [rate["margin"] for rate in among if rate["margin"] is not None]
+        if not margins:
+            continue
+        text = f"by {quantity}, the margin among those that may be the best is about ±{_number(max(margins), quantity)}"
+        more = " and ".join(
+            f"±{_number(margin, quantity)} with {count} seeds" for count, margin in by_quantity["margin_with"].items()
+        )
+        remains = _number(by_quantity["margin_of_images"], quantity)
+        text += f" {unit}" + (f"; it would be about {more}" if more else "")
+        sentences.append(f"{text}; the {test_images:,} test images leave ±{remains} with any number of seeds.")
+    return " ".join(text[0].upper() + text[1:] for text in sentences)
+
+
+def _notes(verdict: Mapping[str, Any]) -> list[str]:
+    """Return what "worse" means, and what the figures do and do not cover, a line a subject."""
+    lines = []
+    judged = [by_optimizer["accuracy"] for by_optimizer in verdict["optimizers"].values()]
+    images = f"{verdict['test_images']:,}"
+    flattered = "The leader's own figure is a little flattered."
+    if any(by_accuracy["may_be_best"] for by_accuracy in judged):
+        lines.append(
+            "A rate is worse if it is further from the leader than equally good rates would be in 95 of 100 studies. "
+            "The margin (±) allows for other seeds, by the spread of all rates still in the running, and for "
+            f"{images} other test images. If one rate scatters several times as much as the rest, few seeds mislead "
+            f"more often. {flattered}"
+        )
+    elif any(by_accuracy["status"] == "one seed" for by_accuracy in judged):
+        lines.append(f"The margin (±) allows for {images} other test images, and not for other seeds. {flattered}")
+    if verdict["validated_on"] == "test images":
+        lines.append("The best model was chosen by the test images themselves, which flatters its figures.")
+    lines.append("All figures are those of the last epoch.")
+    if verdict["diverged"]:
+        diverged = verdict["diverged"]
+        lines.append(
+            f"Diverged, and left out: {len(diverged)} of {verdict['runs']} runs ({_diverged(verdict, diverged)})."
+        )
+    if len(verdict["machines"]) > 1:
+        lines.append(computed_on(verdict["machines"]))
+    return lines
 
 
 def _diverged(verdict: Mapping[str, Any], variants: Iterable[str]) -> str:
     return ", ".join(f"{variant} in epoch {verdict['diverged'][variant]}" for variant in variants)
 
 
-def _below_the_best(comparison: Row | None) -> tuple[str, str]:
-    """Return a difference to the best rate and its p as the table has them."""
-    if comparison is None or comparison["mean"] is None:
-        return "–", "–"
-    p = comparison["p_holm"]
-    below = _spread(comparison["mean"], comparison["high"], 100, ".1f", "")
-    return below, "–" if p is None else f"{p:.3f}" if p >= 0.001 else "<0.001"
-
-
-def _column(row: Row, quantity: str, factor: float, form: str, unit: str) -> str:
-    return _spread(row[quantity], row[f"{quantity}_high"], factor, form, unit)
-
-
-def _spread(mean: float, high: float | None, factor: float, form: str, unit: str) -> str:
-    """Return a mean ± half the width of its interval, if it has one, times `factor`."""
-    half = f" ± {factor * (high - mean):{form}}" if high is not None else ""
-    return f"{factor * mean:{form}}{half}{unit}"
-
-
-def paragraph(verdict: Mapping[str, Any], rates: Iterable[Row]) -> str:
-    """Return a verdict as people read it: a sentence for each optimizer, then what the figures do and do not cover."""
-    means = {(row["optimizer"], row["dropout"]): row for row in rates}
-    lines = [
-        f"{optimizer}: {sentence(judged)}.{_about_best(judged, means.get((optimizer, judged['best'])))}"
-        for optimizer, judged in verdict["optimizers"].items()
-    ]
-    if verdict["diverged"]:
-        diverged = verdict["diverged"]
-        lines.append(
-            f"Diverged, and left out: {len(diverged)} of {verdict['runs']} runs ({_diverged(verdict, diverged)})."
-        )
-    lines.append(" ".join([*_caveats(verdict), "All figures are those of the last epoch."]))
-    if len(verdict["machines"]) > 1:
-        lines.append(computed_on(verdict["machines"]))
-    return "\n".join(lines)
-
-
-def sentence(judged: Mapping[str, Any]) -> str:
-    """Return what the verdict on one optimizer comes to."""
-    best, scope = judged["best"], _scope(judged)
-    not_compared = (
-        f" (not compared, because too many runs diverged: {listed(judged['not_compared'])})"
-        if judged["not_compared"]
-        else ""
-    )
-    match judged["status"], judged["reason"]:
-        case "none", "all diverged":
-            return "no statement: at every rate a run diverged"
-        case "none", "one rate":
-            return f"no statement: {best} is the only rate"
-        case "none", "one seed":
-            return "one seed: no statement"
-        case "none", _:
-            return f"no statement: {best} is the only rate with two runs that did not diverge"
-        case "contradicted", _:
-            return (
-                f"no rate is best: {best} did best in validation{scope}, "
-                f"but {listed(judged['better'])} did better on the test images{not_compared}"
-            )
-        case "best", _:
-            return f"{best} is best{not_compared}"
-    group = judged["not_told_apart"]
-    if judged["one_group"]:
-        text = f"{listed(group, [rate['dropout'] for rate in judged['rates']])} cannot be told apart"
-    else:
-        text = f"{best} cannot be told apart from {listed([rate for rate in group if rate != best])}"
-    text += f" with {seeds(judged['half_width_seeds'])}; the margin is ±{100 * judged['half_width']:.1f} points"
-    if judged["seeds_needed"]:
-        text += f", and ±1 would take about {judged['seeds_needed']} seeds"
-    return f"{text}{not_compared}"
-
-
-def _about_best(judged: Mapping[str, Any], mean: Row | None) -> str:
-    """Return the sentence on the best rate of an optimizer, its accuracy, and which rates are worse."""
-    if mean is None:
-        return ""
-    accuracy = _column(mean, "test_accuracy", 100, ".1f", " %")
-    text = f" Best in validation{_scope(judged)}: {judged['best']}, with a test accuracy of {accuracy}"
-    worse = [pair["dropout"] for pair in judged["comparisons"] if pair["told_apart"] and pair["mean"] > 0]
-    return f"{text}; worse: {listed(worse)}." if 0 < len(worse) < len(judged["comparisons"]) else f"{text}."
-
-
-def _scope(judged: Mapping[str, Any]) -> str:
-    """Return of which rates the best is the best, if not of all."""
-    diverged = any(rate["diverged"] for rate in judged["rates"])
-    return " among the rates at which no run diverged" if diverged else ""
-
-
-def _caveats(verdict: Mapping[str, Any]) -> list[str]:
-    """Return what the figures cover and what they do not, a sentence each."""
-    optimizers = list(verdict["optimizers"].values())
-    rates = [rate for judged in optimizers for rate in judged["rates"] if rate["runs"]]
-    if not rates:
-        return []
-    error = 100 * max(rate["standard_error_of_test_set"] for rate in rates)
-    standard_error = f"{verdict['test_images']:,} test images adds a standard error of up to {error:.1f} points."
-    if any(rate["runs"] > 1 for rate in rates):
-        tested = any(pair["p"] is not None for judged in optimizers for pair in judged["comparisons"])
-        caveats = [
-            "The 95 % t-intervals are not adjusted for multiple comparisons"
-            + ("; p is, by Holm's method for all pairs of rates." if tested else "."),
-            f"They reflect variation between seeds only; sampling {standard_error}",
-        ]
-    else:
-        caveats = [f"One run a rate allows neither intervals nor tests; sampling {standard_error}"]
-    if any(judged["best"] is not None and judged["comparisons"] for judged in optimizers):
-        by = "by the test images themselves" if verdict["validated_on"] == "test images" else "in the same runs"
-        caveats.append(f"The best was chosen {by}, which flatters its own figures.")
-    if any(len(judged["not_told_apart"]) > 2 for judged in optimizers):
-        caveats.append("The margin quoted is that of the least certain pair of rates.")
-    if any(judged["seeds_needed"] for judged in optimizers):
-        caveats.append("How many seeds it would take is a rough estimate.")
-    return caveats
-
-
 def computed_on(machines: Sequence[Mapping[str, Any]]) -> str:
     """Return a sentence that names the kinds of machine that the variants were computed on, and where they differ."""
-    first = machines[0]["provenance"]
-    names = [name for name in first if any(machine["provenance"].get(name) != first[name] for machine in machines)]
+    provenances = [machine["provenance"] for machine in machines]
+    names = [
+        name
+        for name in dict.fromkeys(name for provenance in provenances for name in provenance)
+        if any(provenance.get(name) != provenances[0].get(name) for provenance in provenances)
+    ]
     kinds = [
         f"{_count(machine['variants'], 'variant')} on {_facts(machine['provenance'], names)}" for machine in machines
     ]
     return (
-        f"The variants were computed on {len(machines)} kinds of machine, which moves results within their spread: "
-        f"{'; '.join(kinds)}."
+        f"The variants were not computed alike, in {len(machines)} ways: {'; '.join(kinds)}. Another processor or "
+        "number of threads moves results within their spread; other versions or variables may do more."
     )
 
 
@@ -198,7 +303,7 @@ def other_versions(machines: Iterable[Mapping[str, Any]]) -> list[str]:
     return list(dict.fromkeys(texts))
 
 
-def listed(values: Sequence[float], every: Sequence[float] = ()) -> str:
+def listed(values: Sequence[object], every: Sequence[object] = ()) -> str:
     """Return `0.3 to 0.6` for three or more values that are neighbours among `every`, else a list of all."""
     if len(values) > 2:
         first = every.index(values[0]) if values[0] in every else 0

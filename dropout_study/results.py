@@ -13,6 +13,7 @@ from dropout_study.errors import StudyError
 from dropout_study.settings import Variant
 
 SIGNIFICANT_DIGITS = 6
+QUANTITIES = ("accuracy", "loss")  # that rates are judged by
 CONFUSION_COLUMNS = ("variant", "actual", "predicted", "images")
 # A variant's key before the suffix of a file; a killed write leaves the name behind a dot and a process number.
 VARIANT_FILE = re.compile(r"(\.\d+\.)?[a-z]+-[0-9.e+-]+-\d+\.(keras|csv|npy|json)")
@@ -24,7 +25,8 @@ class Result(NamedTuple):
     """A row of the study: a variant, the figures of its last epoch, and those of its predictions of the test images.
 
     Losses are categorical cross-entropies in nats, accuracies shares. `diverged` is the epoch in which the training
-    diverged, or None; the test figures are then those of the last finite weights. `accuracy_gap` is how far the
+    diverged, or None; the test figures are then those of the last finite weights, NaN if even these give the test
+    images no finite probabilities. `accuracy_gap` is how far the
     training accuracy, which is taken with dropout on, is above the test accuracy: what is left of overfitting.
     """
 
@@ -54,19 +56,28 @@ def divergence_epoch(history: History) -> int | None:
     return int(last["epoch"]) if math.isnan(last["validation_loss"]) else None
 
 
-def make_result(variant: Variant, history: History, log_probabilities: np.ndarray, labels: np.ndarray) -> Result:
-    """Return the row of `variant` from its history and its predictions of the test images.
+def image_scores(log_probabilities: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
+    """Return how good the predictions of each image are, float64 [N]; higher is better.
 
-    `log_probabilities` are float32 [N, classes], `labels` integers [N].
+    "accuracy" is 1 if the image's class is the most probable one, else 0; "loss" is the log of its probability, which
+    is minus the loss in nats. `log_probabilities` are float32 [N, classes], `labels` integers [N].
     """
+    return {
+        "accuracy": (log_probabilities.argmax(axis=1) == labels).astype(np.float64),
+        "loss": log_probabilities[np.arange(len(labels)), labels].astype(np.float64),
+    }
+
+
+def make_result(variant: Variant, history: History, scores: Mapping[str, np.ndarray]) -> Result:
+    """Return the row of `variant` from its history and its `image_scores` of the test images."""
     last: dict[str, Any] = {column: value for column, value in history[-1].items() if column != "epoch"}
-    test_accuracy = float((log_probabilities.argmax(axis=1) == labels).mean())
+    test_accuracy = float(scores["accuracy"].mean())
     return Result(
         *variant,
         epochs=int(history[-1]["epoch"]),
         diverged=divergence_epoch(history),
         **last,
-        test_loss=-float(log_probabilities[np.arange(len(labels)), labels].mean(dtype=np.float64)),
+        test_loss=-float(scores["loss"].mean()),
         test_accuracy=test_accuracy,
         accuracy_gap=last["train_accuracy"] - test_accuracy,
     )
@@ -92,11 +103,16 @@ def read_results(path: Path = files.STUDY) -> list[Result]:
 
 def read_rates(path: Path = files.RATES) -> list[dict[str, Any]]:
     """Return the rows of `statistics.rates` that `evaluate` wrote; raises `StudyError` if there are none yet."""
-    return [
-        {"optimizer": row.pop("optimizer"), "runs": int(row.pop("runs"))}
-        | {column: float(value) if value else None for column, value in row.items()}
-        for row in files.read_csv(path)
-    ]
+    return [{column: _parsed(column, text) for column, text in row.items()} for row in files.read_csv(path)]
+
+
+def _parsed(column: str, text: str) -> Any:
+    """Return a cell of the table of rates: a word, a number of runs, or a figure, which may be missing."""
+    if column == "optimizer" or column.endswith("_verdict"):
+        return text
+    if column == "runs":
+        return int(text)
+    return float(text) if text else None
 
 
 def rounded(value: Any) -> Any:

@@ -1,137 +1,373 @@
-"""The numbers of the verdict: which dropout rate is best, as far as the seeds can tell.
+"""The numbers of the verdict: which dropout rates may be the best, as far as the runs can tell.
 
-Every statement is about one optimizer. Intervals and tests are Student's t over seeds; rates are compared in pairs
-over the seeds that both have, because a seed fixes weights and shuffling and so is common to all rates.
-
-Which rate is the best is found in the runs that are then compared, and runs that are good in validation are good in
-the test too. Corrected for the comparisons with the best only, the tests would find a difference where there is none in
-13 of 100 studies in place of 5 (simulated: ten equal rates, ten seeds). So they are corrected for all pairs of
-rates: that holds whichever rate is chosen, and lets one speak of a group of rates.
+The method is a range test in rounds, described for readers in docs/statistics.md. It answers "which rates may be the
+best?" from a few runs a rate, each of which predicts the same test images. It allows for two kinds of chance: another
+seed, and other test images. It is calibrated by simulation (benchmarks/verdict.py): among equally good rates it calls
+one worse in about 5 of 100 studies.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import combinations
-from statistics import fmean, stdev
-from typing import Any, NamedTuple
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from statistics import fmean
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from scipy import stats
 
-from dropout_study.results import Result, by_rate, finished
+from dropout_study.results import QUANTITIES, Result, by_rate, finished
 
 CONFIDENCE = 0.95
-QUANTITIES = ("test_accuracy", "test_loss", "accuracy_gap")
+# The shared spread counts as much as this many degrees of freedom of a rate's own. More lets a rate that scatters
+# widely be called worse too often, less makes the method as blind as one that looks at each rate alone; simulated.
+SHARED_WEIGHT = 4
+MANY = 1_000  # from here on degrees of freedom count as infinite
+TOLERANCE = 1e-12  # what two equal means may differ by in floating point
+TOLERANCE_OF_DF = 1e-6  # what degrees of freedom may be below a whole number by in floating point
+NEXT_SEEDS = (5, 10, 20, 50, 100)
+SHOWN = ("test_accuracy", "test_loss", "accuracy_gap")
 RATE_COLUMNS = (
     "optimizer",
     "dropout",
     "runs",
-    *(f"{quantity}{what}" for quantity in QUANTITIES for what in ("", "_low", "_high", "_guessing")),
+    *(f"{quantity}{what}" for quantity in SHOWN for what in ("", "_lowest", "_highest", "_guessing")),
+    *(f"{quantity}{what}" for quantity in SHOWN[:2] for what in ("_verdict", "_leader", "_limit")),
 )
-TARGET_HALF_WIDTH = 0.01  # of the interval of a difference: one point of accuracy
 
 
-class Interval(NamedTuple):
-    """A mean and its 95 % interval, which one value does not have."""
+class Sortable(Hashable, Protocol):
+    """What names a rate: a number, or a number and an optimizer."""
 
+    def __lt__(self, other: Any) -> bool:
+        """Compare two names of one kind."""
+
+
+Name = TypeVar("Name", bound=Sortable)
+
+
+@dataclass(frozen=True)
+class Rate:
+    """What the runs of one dropout rate tell. A score is higher if it is better: 1 for a hit, or the log of p.
+
+    runs: the number of runs.
+    images: the number of test images, the same for all rates.
+    mean: the mean score.
+    lowest, highest: the mean score of the worst and of the best run.
+    by_image: the mean score of each image over the runs, float [images].
+    variance: the sample variance of a run's mean score over seeds; 0 with one run.
+    least: what that variance would be if runs erred independently, image by image: no run can scatter less.
+    """
+
+    runs: int
+    images: int
     mean: float
-    low: float | None
-    high: float | None
+    lowest: float
+    highest: float
+    by_image: np.ndarray
+    variance: float
+    least: float
 
 
-class Difference(NamedTuple):
-    """How much better the best rate is than another in test accuracy (a share), paired over `seeds` seeds.
+class Comparison(NamedTuple):
+    """A rate beside the leader: by how much it is below, and how much an equally good rate may be, its `margin`.
 
-    Below two seeds there is no interval and no p: such a pair is not compared. The interval is this pair's alone;
-    `p_holm` is p corrected for all pairs of rates of the optimizer.
+    `round` is the last in which it was compared, from 1, `df` the degrees of freedom of the margin. `margin_seeds` and
+    `margin_images` are the margin's parts by seeds and by test images; the margin is the root of their squares' sum.
     """
 
-    dropout: float
-    seeds: int
-    mean: float | None
-    low: float | None
-    high: float | None
-    p: float | None
-    p_holm: float | None = None
+    below: float
+    margin: float
+    round: int
+    df: float
+    margin_seeds: float
+    margin_images: float
 
     @property
-    def told_apart(self) -> bool:
-        """Whether the two rates differ by more than chance would have it."""
-        return self.p_holm is not None and self.p_holm < 1 - CONFIDENCE
-
-    @property
-    def half_width(self) -> float:
-        """Half the width of the interval, of a pair that is compared."""
-        assert self.low is not None
-        assert self.high is not None
-        return (self.high - self.low) / 2
+    def worse(self) -> bool:
+        """Whether the rate is further below the leader than the margin."""
+        return self.below > self.margin + TOLERANCE
 
 
-def interval(values: Sequence[float], least_deviation: float = 0.0) -> Interval:
-    """Return the mean of `values` and its 95 % interval, mean ± t(0.975; n - 1) · s / √n.
+def summarize(scores: np.ndarray) -> Rate:
+    """Return what `scores`, [runs, images] and higher is better, tell of a rate. Raises `ValueError` without scores."""
+    values = np.asarray(scores, np.float64)
+    if values.ndim != 2 or not values.size:
+        raise ValueError(f"scores of shape {values.shape}: expected [runs, images], at least one of each")
+    runs, images = values.shape
+    by_run = values.mean(axis=1)
+    several = runs > 1
+    return Rate(
+        runs=runs,
+        images=images,
+        mean=float(values.mean()),
+        lowest=float(by_run.min()),
+        highest=float(by_run.max()),
+        by_image=values.mean(axis=0),
+        variance=float(by_run.var(ddof=1)) if several else 0.0,
+        least=float(values.var(axis=0, ddof=1).mean()) / images if several else 0.0,
+    )
 
-    The interval is Student's for the mean of a normal population; see for example the NIST/SEMATECH e-Handbook of
-    Statistical Methods, 1.3.5.2. s is at least `least_deviation`. Raises `ValueError` without values.
+
+@lru_cache(None)
+def factor(rates: int, df: float) -> float:
+    """Return by how many standard errors of a difference the best of `rates` equal means is ahead of the worst.
+
+    In 95 of 100 studies it is no more than that. It is the quantile of Tukey's studentized range divided by √2; with
+    two rates that of Student's t. `rates` is at least 2, `df` a whole number or infinity.
     """
-    if not values:
-        raise ValueError("an interval of no values")
-    mean = fmean(values)
-    if len(values) < 2:
-        return Interval(mean, None, None)
-    half = _quantile(len(values)) * max(stdev(values), least_deviation) / math.sqrt(len(values))
-    return Interval(mean, mean - half, mean + half)
+    return float(stats.studentized_range.isf(1 - CONFIDENCE, rates, df)) / math.sqrt(2)
 
 
-def _quantile(count: int) -> float:
-    return float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1))
+def images_variance(a: Rate, b: Rate) -> float:
+    """Return the variance of the difference of two means that comes from the choice of the test images.
 
-
-def difference(dropout: float, best: Mapping[int, float], rest: Mapping[int, float], step: float) -> Difference:
-    """Return by how much `best` exceeds `rest`, two mappings from seed to test accuracy, over the seeds of both.
-
-    p is that of the paired t-test. Accuracies come in steps of one test image, `step`; the standard deviation of the
-    differences is taken to be at least that, because a few equal ones are no proof that there is no spread.
+    What the images differ by includes the runs' independent errors, which are counted among the seeds' part already.
     """
-    pairs = [best[seed] - rest[seed] for seed in best if seed in rest]
-    if not pairs:
-        return Difference(dropout, 0, None, None, None, None)
-    mean_difference = interval(pairs, step)
-    if len(pairs) < 2:
-        return Difference(dropout, 1, *mean_difference, p=None)
-    t = mean_difference.mean / (max(stdev(pairs), step) / math.sqrt(len(pairs)))
-    return Difference(dropout, len(pairs), *mean_difference, p=float(2 * stats.t.sf(abs(t), len(pairs) - 1)))
+    if a.images < 2:
+        return 0.0
+    total = float((a.by_image - b.by_image).var(ddof=1)) / a.images
+    return max(0.0, total - a.least / a.runs - b.least / b.runs)
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Return the p-values adjusted for their number, in the order given.
+def shared_variance(rates: Iterable[Rate]) -> float:
+    """Return the variance over seeds pooled over `rates`; 0 if all have one run."""
+    weights = [(rate.runs - 1, rate.variance) for rate in rates]
+    freedom = sum(weight for weight, _ in weights)
+    return sum(weight * variance for weight, variance in weights) / freedom if freedom else 0.0
 
-    S. Holm, "A simple sequentially rejective multiple test procedure", Scandinavian Journal of Statistics 6 (1979):
-    the k-th smallest of m is multiplied by m - k + 1, and none may be below a smaller one's; 1 is the most.
+
+def difference_margin(
+    of_seeds: Sequence[float], weights: Sequence[float], of_images: float, rates: int, freedom: int
+) -> tuple[float, float]:
+    """Return by how many standard errors the difference of two means may be larger than 0, and the degrees of freedom.
+
+    `of_seeds` are the variances of the two means by seeds, each with as many degrees of freedom as `weights` says;
+    `of_images` is the variance of the difference by images, which is known well. `rates` is the number of rates in the
+    running, and `freedom` that of their runs less one a rate: more degrees of freedom there are not. The degrees of
+    freedom are Satterthwaite's, rounded down.
     """
-    order = np.argsort(p_values, kind="stable")
-    adjusted = np.array(p_values, float)[order] * np.arange(len(order), 0, -1)
-    result = np.empty(len(order))
-    result[order] = np.minimum(np.maximum.accumulate(adjusted), 1)
-    return result.tolist()
+    total = sum(of_seeds)
+    df = math.inf  # one run a rate, or runs without any spread: there are only the images
+    if total:
+        df = total**2 / sum(variance**2 / weight for variance, weight in zip(of_seeds, weights, strict=True))
+        df = min(df, freedom) * ((total + of_images) / total) ** 2
+        df = max(1, math.floor(df + TOLERANCE_OF_DF)) if df < MANY else math.inf
+    return factor(rates, df), df
 
 
-def seeds_needed(deviation: float, half_width: float) -> int:
-    """Return the fewest seeds, at least 2, with which t(0.975; n - 1) · `deviation` / √n is at most `half_width`.
+def compare(leader: Rate, rate: Rate, contenders: Sequence[Rate], number: int) -> Comparison:
+    """Return `rate` beside `leader` in the round `number`, in which `contenders`, these two among them, are judged.
 
-    `deviation` is the standard deviation over seeds; both are in the same unit, and `half_width` is above 0.
+    A rate's own spread and that of all contenders are put together as in the moderated t-statistic (G. K. Smyth,
+    "Linear models and empirical Bayes methods …", 2004), but with a fixed weight.
     """
-    # A lower bound to count up from: the quantiles of t are above those of the normal distribution.
-    normal = float(stats.norm.ppf((1 + CONFIDENCE) / 2))
-    count = max(2, math.floor((normal * deviation / half_width) ** 2))
-    while _quantile(count) * deviation / math.sqrt(count) > half_width:
-        count += 1
-    return count
+    freedom = sum(contender.runs - 1 for contender in contenders)
+    shared = shared_variance(contenders)
+    weights = [SHARED_WEIGHT + each.runs - 1 for each in (leader, rate)]
+    of_seeds = [
+        max((SHARED_WEIGHT * shared + (each.runs - 1) * each.variance) / weight, each.least) / each.runs
+        for each, weight in zip((leader, rate), weights, strict=True)
+    ]
+    of_images = images_variance(leader, rate)
+    critical, df = difference_margin(of_seeds, weights, of_images, len(contenders), freedom)
+    return Comparison(
+        below=leader.mean - rate.mean,
+        margin=critical * math.sqrt(sum(of_seeds) + of_images),
+        round=number,
+        df=df,
+        margin_seeds=critical * math.sqrt(sum(of_seeds)),
+        margin_images=critical * math.sqrt(of_images),
+    )
 
 
-def rates(results: Iterable[Result], classes: int) -> list[dict[str, Any]]:
-    """Return a row for each optimizer and rate with a run that did not diverge: means and intervals.
+def judge(rates: Mapping[Name, Rate]) -> tuple[Name, list[Name], dict[Name, Comparison]]:
+    """Return the leader, the rates that may be the best (in the order of `rates`), and every other beside the leader.
 
-    The keys are `RATE_COLUMNS`; `guessing` is what a network has that finds each of `classes` classes equally probable.
+    The leader has the highest mean; of equals it is the first by name. In each round all that are worse than the leader
+    are set aside, with the margin of that round, and the rest is judged again among themselves.
+    """
+    leader = min(rates, key=lambda name: (-rates[name].mean, name))
+    contenders, comparisons, number = list(rates), dict[Name, Comparison](), 0
+    while len(contenders) > 1:
+        number += 1
+        among = [rates[name] for name in contenders]
+        for name in contenders:
+            if name != leader:
+                comparisons[name] = compare(rates[leader], rates[name], among, number)
+        left = [name for name in contenders if name == leader or not comparisons[name].worse]
+        if left == contenders:
+            break
+        contenders = left
+    return leader, contenders, comparisons
+
+
+def future_margin(leader: Rate, others: Sequence[Rate], runs: int) -> float:
+    """Return about how large the largest margin would be if each rate had `runs` runs.
+
+    `others` are the rates that may be the best beside the `leader`. It is rough: the spread is that of the few runs
+    there are.
+    """
+    contenders = [leader, *others]
+    shared, count = shared_variance(contenders), len(contenders)
+    margins = []
+    for other in others:
+        of_seeds = [max(shared, each.least) / runs for each in (leader, other)]
+        of_images = images_variance(leader, other)
+        critical, _ = difference_margin(of_seeds, [SHARED_WEIGHT + runs - 1] * 2, of_images, count, count * (runs - 1))
+        margins.append(critical * math.sqrt(sum(of_seeds) + of_images))
+    return max(margins)
+
+
+def remaining_margin(leader: Rate, others: Sequence[Rate]) -> float:
+    """Return what the test images alone leave of the largest margin, with any number of runs."""
+    return factor(1 + len(others), math.inf) * math.sqrt(max(images_variance(leader, other) for other in others))
+
+
+def verdict(
+    results: Sequence[Result], scores: Mapping[str, Mapping[str, np.ndarray]], validation: float | str
+) -> dict[str, Any]:
+    """Return which rates may be the best for each optimizer, and which (optimizer, rate) among all.
+
+    `scores` are by variant what `results.image_scores` returns; `validation` is the setting `normalize.validation`:
+    "test" if models were chosen by the test images.
+    """
+    groups = by_rate(results)
+    optimizers = dict.fromkeys(result.optimizer for result in results)
+    judged = {}
+    for optimizer in optimizers:
+        runs = {dropout: group for (name, dropout), group in groups.items() if name == optimizer}
+        judged[optimizer] = {"validation_choice": _validation_choice(runs)} | {
+            quantity: _judged(runs, scores, quantity) for quantity in QUANTITIES
+        }
+    pairs = {f"{optimizer}-{dropout}": group for (optimizer, dropout), group in groups.items()}
+    return {
+        "confidence": CONFIDENCE,
+        "test_images": len(next(iter(scores.values()))[QUANTITIES[0]]),
+        "validated_on": "test images" if validation == "test" else "held-out images",
+        "runs": len(results),
+        "diverged": {result.variant: result.diverged for result in results if result.diverged is not None},
+        "optimizers": judged,
+        "across_optimizers": {quantity: _across(pairs, scores, quantity) for quantity in QUANTITIES}
+        if len(optimizers) > 1
+        else None,
+    }
+
+
+def _validation_choice(runs: Mapping[float, Sequence[Result]]) -> float | None:
+    """Return the rate with the highest mean validation accuracy; of equals that with the lowest loss."""
+    candidates = {dropout: group for dropout, group in runs.items() if len(finished(group)) == len(group)}
+    if not candidates:
+        return None
+    return max(
+        candidates,
+        key=lambda dropout: (
+            fmean(result.validation_accuracy for result in runs[dropout]),
+            -fmean(result.validation_loss for result in runs[dropout]),
+        ),
+    )
+
+
+def _across(
+    pairs: Mapping[str, Sequence[Result]], scores: Mapping[str, Mapping[str, np.ndarray]], quantity: str
+) -> dict[str, Any]:
+    """Return the verdict on all pairs of optimizer and rate, and the optimizer that all that may be best belong to."""
+    judged = _judged(pairs, scores, quantity)
+    optimizers = sorted({pairs[name][0].optimizer for name in judged["may_be_best"]})
+    judged["better_optimizer"] = optimizers[0] if len(optimizers) == 1 and judged["worse"] else None
+    return judged
+
+
+def _judged(
+    runs: Mapping[Name, Sequence[Result]], scores: Mapping[str, Mapping[str, np.ndarray]], quantity: str
+) -> dict[str, Any]:
+    """Return the verdict on the rates in `runs`, named as there, by `quantity`: "accuracy" or "loss".
+
+    `status` is one of these:
+
+    - "best": every rate but the leader is worse.
+    - "several": some rates are worse, and several may be the best.
+    - "any": no rate is worse.
+    - "one seed": `may_be_best` and `worse` are empty, and `networks_may_be_best` has the rates whose single networks
+      are not worse than the leader's on images like these.
+    - "none": there is at most one rate that can be judged.
+
+    A rate of which a run diverged is not judged.
+    """
+    alive = {name: finished(group) for name, group in runs.items()}
+    rates = {
+        name: summarize(np.array([scores[run.variant][quantity] for run in group]))
+        for name, group in alive.items()
+        if group
+    }
+    contenders = {name: rate for name, rate in rates.items() if len(alive[name]) == len(runs[name])}
+    nothing: dict[str, Any] = {
+        "status": "none",
+        "leader": None,
+        "may_be_best": [],
+        "worse": [],
+        "networks_may_be_best": [],
+        "not_judged": [name for name in runs if name not in contenders],
+        "margin_with": {},
+        "margin_of_images": None,
+    }
+    conclusion, comparisons = _conclusion(contenders) if contenders else ({}, {})
+    rows = [
+        {"dropout": name, "runs": len(alive[name]), "diverged": len(runs[name]) - len(alive[name])}
+        | _figures(rates.get(name), quantity)
+        | _distance(comparisons.get(name), is_leader=name == conclusion.get("leader"))
+        for name in runs
+    ]
+    return nothing | conclusion | {"rates": rows}
+
+
+def _conclusion(contenders: Mapping[Name, Rate]) -> tuple[dict[str, Any], dict[Name, Comparison]]:
+    """Return what follows for one or more `contenders`, as `_judged` describes it, and every rate beside the leader."""
+    leader, left, comparisons = judge(contenders)
+    if len(contenders) == 1:
+        return {"leader": leader}, {}
+    if all(rate.runs == 1 for rate in contenders.values()):
+        return {"status": "one seed", "leader": leader, "networks_may_be_best": left}, comparisons
+    worse = [name for name in contenders if name not in left]
+    tied = [contenders[name] for name in left if name != leader]
+    conclusion: dict[str, Any] = {
+        "status": "best" if not tied else "several" if worse else "any",
+        "leader": leader,
+        "may_be_best": left,
+        "worse": worse,
+    }
+    if tied:
+        first = contenders[leader]
+        coming = [count for count in NEXT_SEEDS if count > max(rate.runs for rate in [first, *tied])]
+        conclusion["margin_with"] = {str(count): future_margin(first, tied, count) for count in coming[:2]}
+        conclusion["margin_of_images"] = remaining_margin(first, tied)
+    return conclusion, comparisons
+
+
+def _figures(rate: Rate | None, quantity: str) -> dict[str, float | None]:
+    """Return mean, lowest and highest run of a rate as people read them: scores of "loss" are negative losses."""
+    if rate is None:
+        return dict.fromkeys(("mean", "lowest", "highest"))
+    if quantity == "loss":
+        return {"mean": -rate.mean, "lowest": -rate.highest, "highest": -rate.lowest}
+    return {"mean": rate.mean, "lowest": rate.lowest, "highest": rate.highest}
+
+
+def _distance(comparison: Comparison | None, *, is_leader: bool) -> dict[str, float | None]:
+    """Return how far a rate is from the leader, and the margin; None where that is not known."""
+    fields = ("below", "margin", "round", "margin_seeds", "margin_images")
+    if comparison is None:
+        return dict.fromkeys(fields) | {"below": 0.0 if is_leader else None}
+    return {field: getattr(comparison, field) for field in fields}
+
+
+def rates(results: Sequence[Result], verdict: Mapping[str, Any], classes: int) -> list[dict[str, Any]]:
+    """Return a row for each optimizer and rate with a run that did not diverge: what the charts draw.
+
+    The keys are `RATE_COLUMNS`: for each quantity the mean, the lowest and the highest run, and what a network has that
+    finds each of `classes` classes equally probable; for accuracy and loss what the `verdict` says of the rate ("may be
+    the best", "worse", "not judged", or "" where there is no statement), the leader's mean, and the worst mean with
+    which this rate might be the best (None where there is no statement).
     """
     guessing = {"test_accuracy": 1 / classes, "test_loss": math.log(classes), "accuracy_gap": 0.0}
     rows = []
@@ -140,151 +376,25 @@ def rates(results: Iterable[Result], classes: int) -> list[dict[str, Any]]:
         if not runs:
             continue
         row: dict[str, Any] = {"optimizer": optimizer, "dropout": dropout, "runs": len(runs)}
-        for quantity in QUANTITIES:
-            mean, low, high = interval([getattr(result, quantity) for result in runs])
-            row |= {quantity: mean, f"{quantity}_low": low, f"{quantity}_high": high}
+        for quantity in SHOWN:
+            values = [getattr(result, quantity) for result in runs]
+            row |= {quantity: fmean(values), f"{quantity}_lowest": min(values), f"{quantity}_highest": max(values)}
             row[f"{quantity}_guessing"] = guessing[quantity]
+        for quantity in QUANTITIES:
+            row |= _drawn(verdict["optimizers"][optimizer][quantity], dropout, quantity)
         rows.append(row)
     return rows
 
 
-def verdict(results: Sequence[Result], test_images: int, validation: float | str) -> dict[str, Any]:
-    """Return what follows from the results for each optimizer: which rate is best, and the differences to it.
-
-    `test_images` is the number of images that the test accuracies are of, `validation` the setting
-    `normalize.validation`: "test" if the best was chosen by the test images.
-    """
-    optimizers = dict.fromkeys(result.optimizer for result in results)
-    return {
-        "confidence": CONFIDENCE,
-        "test_images": test_images,
-        "validated_on": "test images" if validation == "test" else "held-out images",
-        "runs": len(results),
-        "diverged": {result.variant: result.diverged for result in results if result.diverged is not None},
-        "optimizers": {
-            optimizer: _judge([result for result in results if result.optimizer == optimizer], test_images)
-            for optimizer in optimizers
-        },
-    }
-
-
-def _judge(results: Sequence[Result], test_images: int) -> dict[str, Any]:
-    """Return the part of the verdict that is about one optimizer."""
-    groups = {dropout: group for (_, dropout), group in by_rate(results).items()}
-    runs_by_rate = {dropout: finished(group) for dropout, group in groups.items()}
-    facts = [
-        {
-            "dropout": dropout,
-            "runs": len(runs),
-            "diverged": [result.variant for result in groups[dropout] if result.diverged is not None],
-            "standard_error_of_test_set": _test_set_error([run.test_accuracy for run in runs], test_images),
-        }
-        for dropout, runs in runs_by_rate.items()
-    ]
-    # A rate at which a run diverged is not the best, however well the others went.
-    candidates = [dropout for dropout in groups if len(runs_by_rate[dropout]) == len(groups[dropout])]
-    if not candidates:
-        return {**_conclusion("none", reason="all diverged"), "best": None, "rates": facts, "comparisons": []}
-    best = max(
-        candidates,
-        key=lambda dropout: (
-            fmean(result.validation_accuracy for result in runs_by_rate[dropout]),
-            -fmean(result.validation_loss for result in runs_by_rate[dropout]),
-        ),
-    )
-    accuracies = {dropout: {r.seed: r.test_accuracy for r in runs} for dropout, runs in runs_by_rate.items()}
-    pairs = compare_all(accuracies, best, 1 / test_images)
-    comparisons = [pairs[frozenset({best, dropout})] for dropout in groups if dropout != best]
-    return {
-        **conclude(best, len(runs_by_rate[best]), pairs),
-        "best": best,
-        "rates": facts,
-        "comparisons": [comparison._asdict() | {"told_apart": comparison.told_apart} for comparison in comparisons],
-    }
-
-
-def _test_set_error(accuracies: Sequence[float], test_images: int) -> float | None:
-    """Return the standard error that the choice of the test images leaves in an accuracy; None without runs."""
-    if not accuracies:
-        return None
-    return math.sqrt(fmean(share * (1 - share) for share in accuracies) / test_images)
-
-
-def compare_all(
-    accuracies: Mapping[float, Mapping[int, float]], best: float, step: float
-) -> dict[frozenset[float], Difference]:
-    """Return the differences of all pairs of rates, those of `best` to the others and of lower to higher ones.
-
-    `accuracies` are test accuracies by rate and seed, in steps of `step`.
-    """
-    order = sorted(accuracies, key=lambda dropout: (dropout != best, dropout))
-    pairs = {
-        frozenset({first, second}): difference(second, accuracies[first], accuracies[second], step)
-        for first, second in combinations(order, 2)
-    }
-    p_values = {pair: compared.p for pair, compared in pairs.items() if compared.p is not None}
-    corrected = dict(zip(p_values, holm(list(p_values.values())), strict=True))
-    return {pair: compared._replace(p_holm=corrected.get(pair)) for pair, compared in pairs.items()}
-
-
-def _conclusion(status: str, **facts: Any) -> dict[str, Any]:
-    nothing: dict[str, Any] = {
-        "reason": None,
-        "better": [],
-        "not_compared": [],
-        "not_told_apart": [],
-        "one_group": False,
-        "half_width": None,
-        "half_width_seeds": [],
-        "seeds_needed": None,
-    }
-    return {"status": status} | nothing | facts
-
-
-def conclude(best: float, seeds: int, pairs: Mapping[frozenset[float], Difference]) -> dict[str, Any]:
-    """Return what follows from the differences of all `pairs` of rates if `best`, with `seeds` runs, won in validation.
-
-    `status` is one of these:
-
-    - "best": every rate that can be compared is worse.
-    - "tied": `not_told_apart` are the best and the rates that are not told apart from it; `one_group` says whether
-      these are not told apart from each other either. `half_width` is half the widest interval of their differences
-      (without `one_group`, of those to the best), from the least and most seeds in `half_width_seeds`. `seeds_needed`
-      would make it a point of accuracy; None if it is not wider.
-    - "contradicted": the rates in `better` did better than `best` on the test images.
-    - "none": no statement; the `reason` is "one rate", "one seed" or "no pairs".
-
-    Rates in `not_compared` have too few runs that did not diverge.
-    """
-    comparisons = [pair for names, pair in pairs.items() if best in names]
-    if not comparisons:
-        return _conclusion("none", reason="one rate")
-    if seeds < 2:
-        return _conclusion("none", reason="one seed")
-    compared = [pair for pair in comparisons if pair.seeds > 1]
-    if not compared:
-        return _conclusion("none", reason="no pairs")
-    not_compared = [pair.dropout for pair in comparisons if pair.seeds < 2]
-    better = [pair.dropout for pair in compared if pair.told_apart and (pair.mean or 0) < 0]
-    if better:
-        return _conclusion("contradicted", better=better, not_compared=not_compared)
-    tied = [pair for pair in compared if not pair.told_apart]
-    if not tied:
-        return _conclusion("best", not_compared=not_compared)
-
-    group = sorted([best, *(pair.dropout for pair in tied)])
-    within = [pairs[frozenset(names)] for names in combinations(group, 2)]
-    one_group = not any(pair.told_apart for pair in within)
-    counted = [pair for pair in within if pair.seeds > 1] if one_group else tied
-    widest = max(counted, key=lambda pair: pair.half_width)
-    deviation = widest.half_width * math.sqrt(widest.seeds) / _quantile(widest.seeds)
-    too_wide = widest.half_width > TARGET_HALF_WIDTH
-    return _conclusion(
-        "tied",
-        not_compared=not_compared,
-        not_told_apart=group,
-        one_group=one_group,
-        half_width=widest.half_width,
-        half_width_seeds=[min(pair.seeds for pair in counted), max(pair.seeds for pair in counted)],
-        seeds_needed=seeds_needed(deviation, TARGET_HALF_WIDTH) if too_wide else None,
-    )
+def _drawn(judged: Mapping[str, Any], dropout: float, quantity: str) -> dict[str, Any]:
+    """Return what a chart of `quantity` needs of the verdict on one rate."""
+    by_name = {row["dropout"]: row for row in judged["rates"]}
+    labels = {"may_be_best": "may be the best", "worse": "worse", "not_judged": "not judged"}
+    words = next((text for key, text in labels.items() if dropout in judged[key]), "")
+    leader = limit = None
+    if judged["may_be_best"]:
+        leader = by_name[judged["leader"]]["mean"]
+        margin = by_name[dropout]["margin"]
+        if margin is not None:
+            limit = leader + margin if quantity == "loss" else leader - margin
+    return {f"test_{quantity}_verdict": words, f"test_{quantity}_leader": leader, f"test_{quantity}_limit": limit}

@@ -162,7 +162,8 @@ def fit(
 def predict_test(network: keras.Model, images: np.ndarray, shards: int, record: TrainingRecord) -> np.ndarray:
     """Return the log-probabilities, float32 [N, classes], that the trained `network` gives the test images.
 
-    If they are not finite, though all losses and weights were, `record` says from here on that the last epoch diverged.
+    If they are not finite, though all losses and weights were, `record` says from here on that the last epoch diverged;
+    `network` keeps its weights.
     """
     predictions = log_probabilities(make_inference(network, shards)(images))
     if not (record.diverged or np.isfinite(predictions).all()):

@@ -14,19 +14,21 @@ def main() -> None:
         say(f"removed, of variants that are no longer in {files.SETTINGS}: {', '.join(map(str, stale))}")
     labels = files.read_array(files.labels_file(files.NORMALIZED, "test"))
     classes = files.read_json(files.CLASSES)
-    rows, provenances = [], {}
+    rows, scores, provenances = [], {}, {}
     for variant in settings.variants:
         history = results.read_history(files.history_file(variant.key))
         predictions = files.read_array(files.predictions_file(variant.key))
-        rows.append(results.make_result(variant, history, predictions, labels))
+        scores[variant.key] = results.image_scores(predictions, labels)
+        rows.append(results.make_result(variant, history, scores[variant.key]))
         provenances[variant.key] = files.read_json(files.provenance_file(variant.key))
-    rates = statistics.rates(rows, len(classes))
-    verdict = statistics.verdict(rows, len(labels), settings.normalize.validation)
-    verdict["machines"] = results.machines(provenances)
+    verdict = statistics.verdict(rows, scores, settings.normalize.validation)
+    verdict = results.rounded(verdict | {"machines": results.machines(provenances)})
+    rates = statistics.rates(rows, verdict, len(classes))
     files.write_csv(files.STUDY, results.Result._fields, results.rounded(rows))
     files.write_csv(files.RATES, statistics.RATE_COLUMNS, results.rounded([[*row.values()] for row in rates]))
-    files.write_json(files.VERDICT, results.rounded(verdict))
-    say(f"{report.table(verdict, rates)}\n\n{report.paragraph(verdict, rates)}\n")
+    files.write_json(files.VERDICT, verdict)
+    files.write_bytes(files.VERDICT_PAGE, report.markdown(verdict, settings.dataset, rows).encode())
+    say(f"{report.table(verdict)}\n\n{report.paragraph(verdict)}\n")
 
     best = results.choose_best(rows)
     files.write_json(files.EVALUATION, results.rounded(results.metrics(rows, best, rates)))

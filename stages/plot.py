@@ -25,7 +25,8 @@ def main() -> None:
     results, rates = read_results(), read_rates()
     histories = {result.variant: read_history(files.history_file(result.variant)) for result in results}
     files.write_csv(files.HISTORIES, page_tables.HISTORY_COLUMNS, rounded(page_tables.history_rows(results, histories)))
-    summary = page_tables.summary_rows(dataset, results, report.paragraph(files.read_json(files.VERDICT), rates))
+    paragraph = report.paragraph(files.read_json(files.VERDICT))
+    summary = page_tables.summary_rows(report.studied(dataset, results), paragraph)
     files.write_csv(files.SUMMARY, page_tables.SUMMARY_COLUMNS, summary)
 
     images, labels = (

@@ -21,9 +21,13 @@ SMALL = {
     "study.dropouts": [0.0, 0.5],
     "study.seeds": [0],
     "normalize.train_size": 200,
+    "normalize.validation": 0.1,
     "network.filters": [2, 3],
     "network.units": [4],
     "train.epochs": 2,
+    "train.batch_size": 64,
+    "train.learning_rate_decay": 1.0,
+    "train.checkpoint_every": 1,
     "train.threads": 1,
 }
 

@@ -17,6 +17,27 @@ from tests.clones import PROJECT, Clone
 DIGITS = tuple("0123456789")
 
 
+def made_up_scores(results: Sequence[Result], images: int = 500) -> dict[str, dict[str, np.ndarray]]:
+    """Return scores of test images that have the accuracies and losses of `results`: the first images are right."""
+    return {
+        result.variant: {
+            "accuracy": (np.arange(images) < round(images * result.test_accuracy)).astype(float),
+            "loss": np.full(images, -result.test_loss),
+        }
+        for result in results
+    }
+
+
+def verdict_of(results: Sequence[Result], validation: float | str = 0.1) -> dict[str, Any]:
+    """Return the verdict on `results` that 500 made-up test images give."""
+    return statistics.verdict(results, made_up_scores(results), validation) | {"machines": []}
+
+
+def rates_of(results: Sequence[Result]) -> list[dict[str, Any]]:
+    """Return the rows of `statistics.rates` for `results` of ten classes."""
+    return statistics.rates(results, verdict_of(results), 10)
+
+
 def page_project(path: Path) -> Clone:
     """Make a project that has plots, templates and a page, and no stages, in the directory `path`."""
     shutil.copytree(PROJECT / ".dvc/plots", path / ".dvc/plots")
@@ -56,12 +77,12 @@ def make_up(
                 histories[variant.key] = history
                 last = history[-1]
                 accuracy = min(1.0, max(0.0, last["validation_accuracy"] + chance.uniform(-0.1, 0.02)))
-                row = make_result(variant, history, np.zeros((1, 2)), np.zeros(1, int))
+                row = make_result(variant, history, {"accuracy": np.ones(1), "loss": np.zeros(1)})
                 gap = last["train_accuracy"] - accuracy
                 loss = max(0.0, 1.2 - accuracy)
                 results.append(row._replace(test_loss=loss, test_accuracy=accuracy, accuracy_gap=gap))
-    rate_rows = statistics.rates(results, len(classes))
-    verdict = statistics.verdict(results, 500, 0.1) | {"machines": []}
+    verdict = verdict_of(results)
+    rate_rows = statistics.rates(results, verdict, len(classes))
     tables: dict[Path, tuple[Sequence[str], Sequence[Sequence[Any]]]] = {
         files.STUDY: (Result._fields, results),
         files.RATES: (statistics.RATE_COLUMNS, [list(row.values()) for row in rate_rows]),
@@ -85,7 +106,7 @@ def make_up(
         ),
         files.SUMMARY: (
             page_tables.SUMMARY_COLUMNS,
-            page_tables.summary_rows("digits", results, report.paragraph(verdict, rate_rows)),
+            page_tables.summary_rows(report.studied("digits", results), report.paragraph(verdict)),
         ),
     }
     for path, (columns, rows) in tables.items():

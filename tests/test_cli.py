@@ -10,10 +10,11 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from dropout_study import files, report, statistics
+from dropout_study import files, report
 from dropout_study.cli import main
-from dropout_study.results import Result, read_rates
+from dropout_study.results import Result
 from tests.clones import PROJECT, change_settings
+from tests.studies import verdict_of
 from tests.test_results import result
 
 
@@ -43,10 +44,8 @@ def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def write_results(rows: list[Result]) -> None:
     files.write_csv(files.STUDY, Result._fields, rows)
-    rates = statistics.rates(rows, classes=10)
-    files.write_csv(files.RATES, statistics.RATE_COLUMNS, [[*row.values()] for row in rates])
-    verdict = statistics.verdict(rows, test_images=500, validation=0.1)
-    files.write_json(files.VERDICT, verdict | {"machines": [{"provenance": {"versions": {}}, "variants": []}]})
+    machines = [{"provenance": {"versions": {}}, "variants": []}]
+    files.write_json(files.VERDICT, verdict_of(rows) | {"machines": machines})
 
 
 def write_model_and_image(directory: Path) -> None:
@@ -61,7 +60,7 @@ def test_check_summarizes_valid_settings() -> None:
     status, out, _ = run("check", str(PROJECT / "presets/quick.yaml"))
 
     assert status == 0
-    assert "valid. digits, 1167 training images; 15 variants (optimizers adadelta, dropouts 0.0 0.3" in out
+    assert "valid. digits, 100 training images; 16 variants (optimizers adadelta, dropouts 0.0 0.3" in out
     assert "one seed" not in out
 
 
@@ -121,8 +120,9 @@ def test_results_prints_table_verdict_and_best_run(project: Path) -> None:
     status, out, _ = run("results")
 
     assert status == 0
-    assert out.startswith(report.table(files.read_json(files.VERDICT), read_rates()))
-    assert "sgd: one seed: no statement. Best in validation: 0.5, with a test accuracy of 80.0 %." in out
+    verdict = files.read_json(files.VERDICT)
+    assert out.startswith(f"{report.table(verdict)}\n\n{report.paragraph(verdict)}")
+    assert "sgd: With one run a rate, it cannot be said which rate is best" in out
     assert "Best single run by validation accuracy (90.0 %): sgd-0.5-0, test accuracy 80.0 %" in out
     assert "dvc plots show" in out
 
@@ -158,7 +158,7 @@ def test_results_shows_the_table_even_if_all_diverged(project: Path) -> None:
     status, out, err = run("results")
 
     assert status == 1
-    assert "diverged: sgd-0.1-0 in epoch 2" in out
+    assert "1 of 1 runs (sgd-0.1-0 in epoch 2)" in out
     assert err.startswith("error: every variant of the study diverged")
 
 

@@ -1,4 +1,5 @@
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -103,7 +104,7 @@ def test_provenance_is_equal_on_one_machine_and_names_what_counts() -> None:
     assert [*first] == [
         "device", "processor", "instruction_sets", "system", "threads", "shards", "versions", "variables"
     ]  # fmt: skip
-    assert [*first["versions"]] == ["python", "keras", "numpy", "tensorflow"]
+    assert [*first["versions"]] == ["python", "keras", "numpy", "tensorflow", "h5py"]
     assert first["processor"]
     assert first["variables"] == {}
 
@@ -119,6 +120,51 @@ def test_provenance_has_variables_that_change_arithmetic(name: str, monkeypatch:
     provenance = devices.provenance(devices.Device("CPU", 2, 2))
 
     assert provenance["variables"] == {name: "BF16"}
+
+
+def test_provenance_of_a_gpu_has_the_versions_of_its_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
+    build = {"cuda_version": "12.5.1", "cudnn_version": "9", "is_cuda_build": True}
+    monkeypatch.setattr(tf.sysconfig, "get_build_info", lambda: build)
+
+    provenance = devices.provenance(devices.Device("Tensor X", 2, 1))
+
+    assert provenance["versions"]["cuda"] == "12.5.1"
+    assert provenance["versions"]["cudnn"] == "9"
+
+
+CPUINFO = {
+    "x86": (
+        "processor\t: 0\nvendor_id\t: GenuineIntel\ncpu family\t: 6\nmodel\t\t: 143\n"
+        "model name\t: Intel(R) Xeon(R)\nflags\t\t: fpu avx2 fma avx512f amx_bf16\n\n"
+        "processor\t: 1\nmodel name\t: another\n"
+    ),
+    "arm": (
+        "processor\t: 0\nBogoMIPS\t: 243.75\nFeatures\t: fp asimd aes asimdhp sve bf16\n"
+        "CPU implementer\t: 0x41\nCPU architecture: 8\nCPU variant\t: 0x1\nCPU part\t: 0xd40\n"
+    ),
+    "family alone": "cpu family\t: 6\n",
+}
+
+
+@pytest.mark.parametrize(
+    ("machine", "name", "instruction_sets"),
+    [
+        ("x86", "Intel(R) Xeon(R) (family 6, model 143)", ["avx2", "fma", "avx512f", "amx_bf16"]),
+        ("arm", "aarch64 (implementer 0x41, part 0xd40)", ["asimd", "asimdhp", "bf16", "sve"]),
+        ("family alone", "aarch64 (family 6)", []),
+    ],
+)
+def test_processor_reads_what_linux_says(
+    machine: str, name: str, instruction_sets: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(platform, "processor", lambda: "")
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text(CPUINFO[machine])
+
+    facts = devices.processor(str(cpuinfo))
+
+    assert facts == {"processor": name, "instruction_sets": instruction_sets}
 
 
 def test_arithmetic_variables_are_sorted_and_distinct() -> None:

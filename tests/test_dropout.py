@@ -27,9 +27,9 @@ def layer_seed(seed: int, layer: int) -> int:
     return int(np.random.SeedSequence(seed).generate_state(layer + 1)[layer])
 
 
-def within(found: np.ndarray, expected: float, draws: int) -> bool:
+def within(observed: np.ndarray, expected: float, draws: int) -> bool:
     """Say whether means of `draws` bits, each True with probability `expected`, are all within SIGMAS."""
-    return bool((np.abs(found - expected) <= SIGMAS * np.sqrt(expected * (1 - expected) / draws)).all())
+    return bool((np.abs(observed - expected) <= SIGMAS * np.sqrt(expected * (1 - expected) / draws)).all())
 
 
 def agreement(a: np.ndarray, b: np.ndarray, rate: float) -> bool:
@@ -63,19 +63,19 @@ def test_keep_mask_counts_by_image_are_binomial(rate: float) -> None:
 
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
 def test_keep_mask_neighbours_are_independent(rate: float) -> None:
-    one = mask(rate)
+    item = mask(rate)
 
     for axis in range(4):
         for distance in (1, 2, 3):
-            length = one.shape[axis]
-            near = one.take(range(length - distance), axis=axis)
-            far = one.take(range(distance, length), axis=axis)
+            length = item.shape[axis]
+            near = item.take(range(length - distance), axis=axis)
+            far = item.take(range(distance, length), axis=axis)
             assert agreement(near, far, rate), (axis, distance)
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
 def test_keep_mask_layers_steps_and_seeds_are_independent(rate: float) -> None:
-    one = mask(rate)
+    item = mask(rate)
     others = [mask(rate, layer=i) for i in (1, 2, 3)]
     others += [mask(rate, step=i) for i in (1, 2, 3, 1000, 2**31 - 1)]
     others += [mask(rate, seed=i) for i in (1, 2, 2**31, 2**32 - 1, 2_654_435_769, 2 * 2_654_435_769 % 2**32)]
@@ -84,7 +84,7 @@ def test_keep_mask_layers_steps_and_seeds_are_independent(rate: float) -> None:
     others += [mask(rate, layer=1, step=1), mask(rate, seed=1, step=1), mask(rate, seed=1, layer=1)]
 
     for i, other in enumerate(others):
-        assert agreement(one, other, rate), i
+        assert agreement(item, other, rate), i
     for i, (a, b) in enumerate((a, b) for j, a in enumerate(others) for b in others[:j]):
         assert agreement(a, b, rate), i
 
@@ -92,12 +92,12 @@ def test_keep_mask_layers_steps_and_seeds_are_independent(rate: float) -> None:
 @pytest.mark.parametrize("of", ["seed", "layer", "step"])
 def test_keep_mask_is_no_shifted_copy_of_another(of: str) -> None:
     """By cross-correlation at every shift at once, through the Fourier transform."""
-    one = mask(images=8).ravel() * 2.0 - 1
+    item = mask(images=8).ravel() * 2.0 - 1
 
     for i in (1, 2, 3):
         other = mask(images=8, **{of: i}).ravel() * 2.0 - 1
-        product = np.conj(np.fft.rfft(one)) * np.fft.rfft(other)
-        correlations = np.fft.irfft(product, n=one.size) / np.sqrt(one.size)
+        product = np.conj(np.fft.rfft(item)) * np.fft.rfft(other)
+        correlations = np.fft.irfft(product, n=item.size) / np.sqrt(item.size)
         # The largest of 131,072 nearly normal numbers: 6.5 is passed once in ten thousand times.
         assert np.abs(correlations).max() < 6.5
 
@@ -120,7 +120,7 @@ def test_keep_mask_is_equal_at_one_thread_and_two_and_in_every_process() -> None
         "y = activate(x, tf.zeros([64]), tf.range(32), 0.5, layer_key(9, tf.constant(7)))\n"
         "print(hashlib.sha256(y.numpy().tobytes()).hexdigest())\n"
     )
-    found = {
+    observed = {
         subprocess.run(
             [sys.executable, "-c", code, threads],
             check=True,
@@ -134,7 +134,7 @@ def test_keep_mask_is_equal_at_one_thread_and_two_and_in_every_process() -> None
 
     here = keep_mask(tf.range(32), SHAPE, 0.5, layer_key(9, tf.constant(7))).numpy() * np.float32(2)
 
-    assert found == {hashlib.sha256(here.tobytes()).hexdigest() + "\n"}
+    assert observed == {hashlib.sha256(here.tobytes()).hexdigest() + "\n"}
 
 
 def reference(

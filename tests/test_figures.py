@@ -13,9 +13,10 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from PIL import Image
 
-from dropout_study import figures, report, statistics
+from dropout_study import figures, report
 from dropout_study.results import confusion
 from tests.clones import PROJECT
+from tests.studies import rates_of
 from tests.test_results import result
 
 HISTORY = [
@@ -50,8 +51,8 @@ def small_multiples(histories: dict[float, list[Any]], diverged: dict[float, int
 def all_figures() -> dict[str, Figure]:
     return {
         "samples": figures.samples(IMAGES, CLASSES, "cifar10"),
-        "bars": figures.bars(statistics.rates(RESULTS, 10), [0.0, 0.5], "sgd", "test_accuracy"),
-        "by_dropout": figures.by_dropout(statistics.rates(RESULTS, 10), RESULTS, "test_accuracy"),
+        "bars": figures.bars(rates_of(RESULTS), [0.0, 0.5], "sgd", "test_accuracy"),
+        "by_dropout": figures.by_dropout(rates_of(RESULTS), RESULTS, "test_accuracy"),
         "small_multiples": small_multiples({0.0: [HISTORY], 0.5: [HISTORY, HISTORY]}),
         "confusion": figures.confusion(confusion(LABELS, PROBABILITIES.argmax(axis=1), CLASSES), "sgd-0.0-0"),
         "mistakes": figures.mistakes_of("sgd-0.0-0", CLASSES, IMAGES, LABELS, PROBABILITIES),
@@ -118,7 +119,7 @@ def test_bars_are_means() -> None:
 
 
 def test_bars_mark_a_rate_at_which_all_runs_diverged() -> None:
-    rates = statistics.rates([result("sgd-0.0-0")], 10)
+    rates = rates_of([result("sgd-0.0-0")])
 
     axes = figures.bars(rates, [0.0, 0.5], "sgd", "test_accuracy").axes[0]
 
@@ -134,7 +135,7 @@ def drawn_boxes(labels: Any) -> list[Any]:
 @pytest.mark.parametrize("count", [1, 5, 10, 20, 30, 100, 300])
 def test_tick_labels_do_not_touch_at_any_number_of_rates(count: int) -> None:
     study = [result(f"sgd-{round(i / count, 4)}-0") for i in range(count)]
-    rates = statistics.rates(study, 10)
+    rates = rates_of(study)
     dropouts = [row["dropout"] for row in rates]
 
     pictures = [
@@ -161,31 +162,49 @@ def test_small_multiples_of_many_rates_are_a_named_selection_with_both_ends() ->
     assert figure.get_suptitle().endswith("; 10 of 300 dropout rates")
 
 
-def test_by_dropout_has_runs_means_intervals_guessing_and_diverged_runs() -> None:
+def test_by_dropout_has_runs_means_ranges_and_diverged_runs() -> None:
     figure = all_figures()["by_dropout"]
+
     axes = figure.axes[0]
-
-    drawn = {line.get_label(): list(line.get_ydata()) for line in axes.lines}  # type: ignore[arg-type]
-
-    assert drawn["sgd"] == pytest.approx([0.85, 0.7])
-    assert drawn["adam"] == [0.6]
-    assert drawn["guessing"] == [0.1, 0.1]
-    assert len(drawn["sgd: diverged"]) == 1
-
-    runs = [line for line in axes.lines if line.get_alpha()]
-
-    assert [list(line.get_ydata()) for line in runs] == [[0.9, 0.8, 0.7], [0.6]]  # type: ignore[arg-type]
-
-    (bar,) = (segment for lines in axes.collections for segment in lines.get_segments())  # type: ignore[attr-defined]
-
-    # One rate has two seeds: 0.85 ± 12.706 × 0.0707 / √2.
-    assert bar[:, 1] == pytest.approx([0.85 - 0.6353, 0.85 + 0.6353], abs=1e-4)
+    labelled = {line.get_label(): list(line.get_ydata()) for line in axes.lines}  # type: ignore[arg-type]
+    runs = [list(line.get_ydata()) for line in axes.lines if line.get_alpha()]  # type: ignore[arg-type]
+    (line,) = (segment for lines in axes.collections for segment in lines.get_segments())  # type: ignore[attr-defined]
+    assert labelled["sgd"] == pytest.approx([0.85])
+    assert labelled["not judged"] == [0.7]  # one of its runs diverged
+    assert labelled["adam"] == [0.6]
+    assert len(labelled["sgd: diverged"]) == 1
+    assert runs == [[0.9, 0.8, 0.7], [0.6]]
+    assert line[:, 1] == pytest.approx([0.8, 0.9])  # of the one rate with two runs
     assert {text.get_text() for text in figure.legends[0].get_texts()} == {
-        "sgd",
-        "sgd: diverged",
-        "adam",
-        "guessing",
-    }
+        "sgd", "sgd: diverged", "not judged", "adam"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("worst", "drawn"), [(0.1, True), (0.5, False)])
+def test_by_dropout_draws_guessing_if_a_run_is_that_bad(worst: float, drawn: bool) -> None:
+    study = [result("sgd-0.0-0", test_accuracy=0.9), result("sgd-0.5-0", test_accuracy=worst)]
+
+    axes = figures.by_dropout(rates_of(study), study, "test_accuracy").axes[0]
+
+    assert [list(line.get_ydata()) for line in axes.lines if line.get_label() == "guessing"] == [[0.1, 0.1]] * drawn  # type: ignore[arg-type]
+    assert (axes.get_ylim()[0] < 0.1) == drawn
+
+
+def test_by_dropout_has_brackets_under_the_rates_that_may_be_best() -> None:
+    accuracies = {0.0: (0.8, 0.81), 0.2: (0.805, 0.8), 0.4: (0.3, 0.31), 0.6: (0.81, 0.8)}
+    study = [
+        result(f"sgd-{rate}-{seed}", test_accuracy=accuracy)
+        for rate, runs in accuracies.items()
+        for seed, accuracy in enumerate(runs)
+    ]
+
+    axes = figures.by_dropout(rates_of(study), study, "test_accuracy").axes[0]
+
+    brackets: list[Any] = [line.get_xdata() for line in axes.lines if not line.get_clip_on()]
+    covered = [rate for rate in accuracies if any(left < rate < right for left, right in brackets)]
+    between = [any(left < place < right for left, right in brackets) for place in (0.1, 0.3, 0.5)]
+    assert covered == [0.0, 0.2, 0.6]
+    assert between == [True, False, False]  # neighbours share one
 
 
 def test_by_dropout_puts_optimizers_side_by_side_and_counts_diverged_runs() -> None:
@@ -196,15 +215,15 @@ def test_by_dropout_puts_optimizers_side_by_side_and_counts_diverged_runs() -> N
         for rate in (0.2, 0.25, 0.95)
         for seed in (0, 1, 2)
     ]
-    axes = figures.by_dropout(statistics.rates(study, 10), study, "test_accuracy").axes[0]
+    axes = figures.by_dropout(rates_of(study), study, "test_accuracy").axes[0]
     places: dict[str, set[float]] = {}
 
     for line in axes.lines:
-        if line.get_color() in figures.COLORS.values():
+        if line.get_color() in figures.COLORS.values() and line.get_clip_on():  # the brackets are below the axis
             places.setdefault(str(line.get_color()), set()).update(map(float, line.get_xdata()))  # type: ignore[arg-type]
 
     for rate in (0.2, 0.25, 0.95):
-        spans = [sorted(x for x in found if abs(x - rate) < 0.025) for found in places.values()]
+        spans = [sorted(x for x in observed if abs(x - rate) < 0.025) for observed in places.values()]
         assert len(spans) == 3
         assert all(left[-1] < right[0] for left, right in itertools.pairwise(spans))
 
@@ -214,44 +233,40 @@ def test_by_dropout_puts_optimizers_side_by_side_and_counts_diverged_runs() -> N
     assert [text.get_text() for text in axes.texts if text.get_text().isdigit()] == ["3", "3", "3"]
 
 
-def test_by_dropout_draws_means_and_intervals_at_their_rates() -> None:
+def test_by_dropout_draws_means_and_ranges_at_their_rates() -> None:
     study = [
         result(f"sgd-{rate}-{seed}", test_accuracy=rate + seed / 100) for rate in (0.0, 0.5, 0.9) for seed in (0, 2)
     ]
-    rates = statistics.rates(study, 10)
 
-    axes = figures.by_dropout(rates, study, "test_accuracy").axes[0]
+    axes = figures.by_dropout(rates_of(study), study, "test_accuracy").axes[0]
 
+    means = next(line for line in axes.lines if line.get_linewidth() == 1 and len(line.get_xdata()) == 3)  # type: ignore[arg-type]
+    ranges = axes.collections[-1].get_segments()  # type: ignore[attr-defined]
     assert axes.get_xticks().tolist() == [0.0, 0.5, 0.9]
-
-    (means,) = (line for line in axes.lines if line.get_label() == "sgd")
-
     assert means.get_xdata() == pytest.approx([0, 0.5, 0.9])
     assert means.get_ydata() == pytest.approx([0.01, 0.51, 0.91])
-
-    bars = [segment for lines in axes.collections for segment in lines.get_segments()]  # type: ignore[attr-defined]
-    half = 12.7062 * 0.0141421 / 2**0.5
-
-    assert [bar[:, 1].tolist() for bar in bars] == [
-        pytest.approx([rate + 0.01 - half, rate + 0.01 + half], rel=1e-4) for rate in (0.0, 0.5, 0.9)
-    ]
-    assert "mean and 95 % interval (t) over 2 seeds; pale: single runs" in {text.get_text() for text in axes.texts}
+    assert [line[:, 1].tolist() for line in ranges] == [pytest.approx([rate, rate + 0.02]) for rate in (0.0, 0.5, 0.9)]
+    assert "mean over 2 seeds, lowest and highest run; pale: single runs" in {text.get_text() for text in axes.texts}
 
 
 def test_by_dropout_draws_one_seed_once_and_one_rate_in_the_middle() -> None:
     study = [result("sgd-0.5-0", test_accuracy=0.7)]
-    axes = figures.by_dropout(statistics.rates(study, 10), study, "test_accuracy").axes[0]
 
-    drawn = [(list(line.get_xdata()), list(line.get_ydata())) for line in axes.lines]  # type: ignore[arg-type]
+    axes = figures.by_dropout(rates_of(study), study, "test_accuracy").axes[0]
 
-    assert [one for one in drawn if one[0]] == [([0.5], [0.7]), ([0, 1], [0.1, 0.1])]  # the run, and guessing
+    marks = [
+        (list(line.get_xdata()), list(line.get_ydata()))  # type: ignore[arg-type]
+        for line in axes.lines
+        if line.get_marker() not in ("", "None") and len(line.get_xdata())  # type: ignore[arg-type]
+    ]
+    assert marks == [([0.5], [0.7])]
     assert axes.get_xlim() == pytest.approx((0.45, 0.55))
     assert "one run per rate" in {text.get_text() for text in axes.texts}
 
 
 def test_by_dropout_draws_runs_near_their_rate() -> None:
     study = [result(f"sgd-{rate}-{seed}") for rate in (0.0, 0.9) for seed in (0, 1)]
-    axes = figures.by_dropout(statistics.rates(study, 10), study, "test_accuracy").axes[0]
+    axes = figures.by_dropout(rates_of(study), study, "test_accuracy").axes[0]
 
     (runs,) = (line for line in axes.lines if line.get_alpha())
 
@@ -259,21 +274,20 @@ def test_by_dropout_draws_runs_near_their_rate() -> None:
 
 
 def test_by_dropout_axes_end_where_accuracies_and_losses_do() -> None:
-    study = [result(f"sgd-0.5-{seed}", test_accuracy=one, test_loss=one) for seed, one in enumerate((0.1, 1.0))]
+    study = [
+        result(f"sgd-{rate}-{seed}", test_accuracy=value, test_loss=value)
+        for rate in (0.0, 0.5)
+        for seed, value in enumerate((0.1, 1.0))
+    ]
+    rates = rates_of(study)
 
-    rates = statistics.rates(study, 10)
+    accuracy, loss = (figures.by_dropout(rates, study, f"test_{quantity}").axes[0] for quantity in ("accuracy", "loss"))
 
-    assert rates[0]["test_accuracy_high"] > 5
-
-    low, high = figures.by_dropout(rates, study, "test_accuracy").axes[0].get_ylim()
-
-    assert -0.2 < low < 0
-    assert high == 1.02
-
-    low, high = figures.by_dropout(rates, study, "test_loss").axes[0].get_ylim()
-
-    assert -0.2 < low < 0
-    assert high > 5
+    assert rates[1]["test_accuracy_limit"] < 0
+    assert -0.2 < accuracy.get_ylim()[0] < 0
+    assert accuracy.get_ylim()[1] == 1.02
+    assert -0.2 < loss.get_ylim()[0] < 0
+    assert loss.get_ylim()[1] > rates[1]["test_loss_limit"]
 
 
 def test_bars_say_over_how_many_seeds_means_are() -> None:
@@ -282,7 +296,7 @@ def test_bars_say_over_how_many_seeds_means_are() -> None:
     assert report.seeds([1, 1]) == report.seeds([]) == ""
 
     study = [result(f"sgd-0.0-{seed}") for seed in (0, 1)] + [result(f"sgd-0.5-{seed}") for seed in (0, 1, 2)]
-    axes = figures.bars(statistics.rates(study, 10), [0.0, 0.5], "sgd", "test_accuracy").axes[0]
+    axes = figures.bars(rates_of(study), [0.0, 0.5], "sgd", "test_accuracy").axes[0]
 
     assert axes.get_title(loc="left") == "sgd: test accuracy by dropout, mean of 2 to 3 seeds"
 
@@ -300,7 +314,7 @@ def test_mistakes_with_long_class_names_do_not_overlap() -> None:
     boxes = [axes.title.get_window_extent() for axes in figure.axes]
     boxes.append(figure._suptitle.get_window_extent())  # type: ignore[attr-defined]
 
-    assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
+    assert not any(item.overlaps(other) for item, other in itertools.combinations(boxes, 2))
 
 
 def test_confusion_has_a_count_in_every_cell_that_is_not_empty() -> None:
@@ -401,18 +415,18 @@ def test_small_multiples_keep_the_axis_of_finite_losses() -> None:
 
 
 def test_of_optimizers_draws_the_articles_charts_and_histories_of_each() -> None:
-    rows = [one._replace(test_loss=one.test_accuracy + 1) for one in RESULTS]
+    rows = [item._replace(test_loss=item.test_accuracy + 1) for item in RESULTS]
 
-    found = figures.of_optimizers(statistics.rates(rows, 10), rows, {row.variant: HISTORY for row in rows})
+    observed = figures.of_optimizers(rates_of(rows), rows, {row.variant: HISTORY for row in rows})
 
     for optimizer, accuracies in (("sgd", [0.85, 0.7]), ("adam", [0.6])):
         for quantity, add in (("accuracy", 0), ("loss", 1)):
-            axes = found[f"{quantity}-{optimizer}"].axes[0]
+            axes = observed[f"{quantity}-{optimizer}"].axes[0]
             heights: list[Any] = [patch.get_height() for patch in axes.patches]  # type: ignore[attr-defined]
-            assert heights == pytest.approx([one + add for one in accuracies])
+            assert heights == pytest.approx([item + add for item in accuracies])
             assert {to_hex(patch.get_facecolor()) for patch in axes.patches} == {figures.COLORS[optimizer].lower()}
             assert axes.get_title(loc="left").startswith(f"{optimizer}: test {quantity} by dropout")
             assert axes.yaxis.get_major_formatter()(0.5) == ("50" if quantity == "accuracy" else "0.5")
-    assert sorted(found) == [
+    assert sorted(observed) == [
         f"{chart}-{optimizer}" for chart in ("accuracy", "history", "loss") for optimizer in ("adam", "sgd")
     ]

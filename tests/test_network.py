@@ -45,12 +45,12 @@ LAYERS = [
 
 def test_build_network_is_the_articles() -> None:
     network = build_network((32, 32, 3), 10, **ARTICLE, dropout=0.5)
-    found = [(layer.name, tuple(layer.output.shape[1:]), layer.count_params()) for layer in network.layers]
+    observed = [(layer.name, tuple(layer.output.shape[1:]), layer.count_params()) for layer in network.layers]
 
     # A Dropout layer's counter of random numbers is no parameter of the network.
-    found = [(name, shape, 0 if name.startswith("dropout") else count) for name, shape, count in found]
+    observed = [(name, shape, 0 if name.startswith("dropout") else count) for name, shape, count in observed]
 
-    assert found == LAYERS
+    assert observed == LAYERS
     assert sum(int(np.prod(weight.shape)) for weight in network.trainable_weights) == 2_773_194
     for layer in network.layers:
         if isinstance(layer, keras.layers.Conv2D):

@@ -46,9 +46,9 @@ def test_training_report_does_not_measure_by_the_first_epoch(capsys: pytest.Capt
 def test_training_report_says_where_a_training_diverged(capsys: pytest.CaptureFixture[str]) -> None:
     progress.TrainingReport("sgd-0.5-0", images=1_000, epochs=12).diverged(3, 7, "sgd", 0.5)
 
-    said = capsys.readouterr().out
+    tip = capsys.readouterr().out
 
-    assert "in epoch 3, step 7, with sgd at learning rate 0.5" in said
+    assert "in epoch 3, step 7, with sgd at learning rate 0.5" in tip
 
 
 def test_training_report_names_the_device(capsys: pytest.CaptureFixture[str]) -> None:

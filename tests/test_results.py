@@ -10,6 +10,7 @@ from dropout_study import files, results, statistics
 from dropout_study.errors import StudyError
 from dropout_study.results import Result
 from dropout_study.settings import Variant
+from tests.studies import rates_of
 
 
 def result(variant: str, validation_accuracy: float = 0.5, validation_loss: float = 1.0, **changes: Any) -> Result:
@@ -46,7 +47,7 @@ LABELS = np.array([0, 1, 2], np.uint8)
 def test_make_result_takes_the_last_epoch_and_the_predictions() -> None:
     rows = history((1, 2.0, 0.1, 2.1, 0.2), (2, 1.0, 0.5, 1.1, 0.6))
 
-    made = results.make_result(VARIANT, rows, PREDICTIONS, LABELS)
+    made = results.make_result(VARIANT, rows, results.image_scores(PREDICTIONS, LABELS))
 
     assert made[:10] == ("sgd-0.0-7", "sgd", 0.0, 7, 2, None, 1.0, 0.5, 1.1, 0.6)
     assert made.test_loss == pytest.approx((2 * math.log(2) + math.log(4)) / 3)
@@ -54,11 +55,19 @@ def test_make_result_takes_the_last_epoch_and_the_predictions() -> None:
     assert made.accuracy_gap == pytest.approx(0.5 - 2 / 3)
 
 
+def test_image_scores_are_hits_and_logs_of_the_probability_of_the_class() -> None:
+    scores = results.image_scores(PREDICTIONS, LABELS)
+
+    assert scores["accuracy"].tolist() == [1, 1, 0]
+    assert np.exp(scores["loss"]).tolist() == pytest.approx([0.5, 0.5, 0.25])
+    assert scores["accuracy"].dtype == scores["loss"].dtype == np.float64
+
+
 def test_make_result_reads_the_divergence_from_the_history() -> None:
     nan = math.nan
     rows = history((1, 2.0, 0.1, 2.1, 0.2), (2, 1.0, 0.5, nan, nan))
 
-    made = results.make_result(VARIANT, rows, PREDICTIONS, LABELS)
+    made = results.make_result(VARIANT, rows, results.image_scores(PREDICTIONS, LABELS))
 
     assert made.diverged == 2
 
@@ -96,7 +105,7 @@ def test_metrics_have_no_loss_that_json_cannot_hold(tmp_path: Path) -> None:
 
 
 def test_read_rates_returns_what_was_written(tmp_path: Path) -> None:
-    rates = statistics.rates([result("sgd-0.1-0"), result("sgd-0.2-0"), result("sgd-0.2-1", test_accuracy=0.9)], 10)
+    rates = rates_of([result("sgd-0.1-0"), result("sgd-0.2-0"), result("sgd-0.2-1", test_accuracy=0.9)])
     files.write_csv(tmp_path / "rates.csv", statistics.RATE_COLUMNS, [[*row.values()] for row in rates])
 
     read = results.read_rates(tmp_path / "rates.csv")
@@ -143,7 +152,7 @@ def test_metrics_have_accuracy_and_loss_by_variant_and_means_by_rate() -> None:
     other = result("sgd-0.1-1", test_accuracy=0.6, test_loss=0.7)
     rows = [best, other, result("sgd-0.2-0", diverged=4)]
 
-    value = results.rounded(results.metrics(rows, best, statistics.rates(rows, 10)))
+    value = results.rounded(results.metrics(rows, best, rates_of(rows)))
 
     assert json.loads(json.dumps(value)) == {
         "best": {

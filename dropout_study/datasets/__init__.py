@@ -39,8 +39,8 @@ class Arrays(NamedTuple):
 DATASETS = {
     "digits": Dataset(
         image_size=16,
-        train_images=1_297,
-        test_images=500,
+        train_images=400,
+        test_images=1_397,
         classes=tuple("0123456789"),
     ),
     "cifar10": Dataset(

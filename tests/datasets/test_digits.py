@@ -11,8 +11,8 @@ from dropout_study.datasets import DATASETS, describe, digits
 def test_load_digits_has_the_shape_of_cifar10() -> None:
     arrays = digits.load()
 
-    assert arrays.train_images.shape == (1_297, 16, 16, 3)
-    assert arrays.test_images.shape == (500, 16, 16, 3)
+    assert arrays.train_images.shape == (400, 16, 16, 3)
+    assert arrays.test_images.shape == (1_397, 16, 16, 3)
     assert all(array.dtype == np.uint8 for array in arrays)
     assert arrays.train_images.max() == 255
     assert arrays.train_images.min() == 0
@@ -30,10 +30,10 @@ def test_load_digits_has_every_digit_once_with_each_pixel_doubled() -> None:
 
     original = load_digits()
     small = np.rint(images[:, ::2, ::2, 0].astype(float) * 16 / 255)
-    found = sorted((label, image.tobytes()) for label, image in zip(labels, small, strict=True))
+    observed = sorted((label, image.tobytes()) for label, image in zip(labels, small, strict=True))
     expected = sorted((label, image.tobytes()) for label, image in zip(original.target, original.images, strict=True))
 
-    assert found == expected
+    assert observed == expected
 
 
 def test_load_digits_splits_by_class_always_the_same_way() -> None:
@@ -43,7 +43,7 @@ def test_load_digits_splits_by_class_always_the_same_way() -> None:
 
     share = np.bincount(arrays.test_labels) / np.bincount(load_digits().target)
 
-    np.testing.assert_allclose(share, 500 / 1797, atol=0.01)
+    np.testing.assert_allclose(share, 1397 / 1797, atol=0.01)
 
 
 @pytest.mark.parametrize("name", DATASETS)

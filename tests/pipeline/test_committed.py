@@ -5,12 +5,14 @@ import os
 import re
 import shutil
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 from ruamel.yaml import YAML
 
-from dropout_study import files, report, statistics
-from dropout_study.results import read_rates, read_results
+from dropout_study import files, report
+from dropout_study.results import QUANTITIES, by_rate, read_results
+from dropout_study.settings import load_settings
 from tests.clones import PROJECT, Clone
 
 pytestmark = pytest.mark.pipeline
@@ -44,23 +46,20 @@ def test_params_are_the_quick_preset(committed: Clone) -> None:
 def test_study_has_the_variants_of_the_settings(committed: Clone) -> None:
     results = read_results(committed.path / "metrics/study.csv")
 
-    assert len(results) == 15
-    assert {result.variant for result in results} == {
-        f"adadelta-{rate}-{seed}" for rate in (0.0, 0.3, 0.5, 0.7, 0.9) for seed in (0, 1, 2)
-    }
+    variants = load_settings(committed.path / "params.yaml").variants
+    assert [result.variant for result in results] == [variant.key for variant in variants]
 
 
 def test_readme_shows_the_committed_results(committed: Clone) -> None:
     readme = (committed.path / "README.md").read_text()
+    verdict = files.read_json(committed.path / files.VERDICT)
+
     shown = readme.partition("<!-- results -->")[2].partition("<!-- /results -->")[0]
-    found = files.read_json(committed.path / files.VERDICT)
-    rates = read_rates(committed.path / files.RATES)
-    table, said = report.table(found, rates), report.paragraph(found, rates)
+    table, _, quoted = shown.strip().removeprefix("```text\n").partition("\n```\n")
 
-    text, _, quoted = shown.strip().removeprefix("```text\n").partition("\n```\n")
-
-    assert text == table
-    assert re.sub("^>", "", quoted, flags=re.MULTILINE).split() == said.split()
+    assert table == report.table(verdict)
+    statements = report.paragraph(verdict).split("\n\n")[0]
+    assert re.sub("^>", "", quoted, flags=re.MULTILINE).split() == statements.split()
 
 
 def test_readme_shows_the_prediction_of_the_committed_model(committed: Clone) -> None:
@@ -83,20 +82,28 @@ def test_readme_shows_the_prediction_of_the_committed_model(committed: Clone) ->
         assert [line.split()[:2] for line in printed.splitlines()] == [line.split()[:2] for line in shown.splitlines()]
 
 
-def test_verdict_is_that_of_the_committed_results(committed: Clone) -> None:
-    results = read_results(committed.path / "metrics/study.csv")
-    found = files.read_json(committed.path / files.VERDICT)
-    validation = YAML(typ="safe").load(committed.path / "params.yaml")["normalize"]["validation"]
-    again = statistics.verdict(results, found["test_images"], validation)
-    again["machines"] = found["machines"]
+def test_committed_words_are_those_of_the_committed_numbers(committed: Clone) -> None:
+    verdict = files.read_json(committed.path / files.VERDICT)
+    results = read_results(committed.path / files.STUDY)
+    dataset = load_settings(committed.path / "params.yaml").dataset
 
-    rates = read_rates(committed.path / files.RATES)
+    page = (committed.path / files.VERDICT_PAGE).read_text()
+    summary = [row["text"] for row in files.read_csv(committed.path / files.SUMMARY)]
 
-    assert report.paragraph(again, rates) == report.paragraph(found, rates)
-    for comparison, expected in zip(
-        again["optimizers"]["adadelta"]["comparisons"], found["optimizers"]["adadelta"]["comparisons"], strict=True
-    ):
-        assert comparison == pytest.approx(expected, rel=1e-4)  # the table of results is rounded
+    assert page == report.markdown(verdict, dataset, results)
+    assert summary == [report.studied(dataset, results), *report.paragraph(verdict).splitlines()]
+
+
+def test_committed_verdict_and_table_have_the_same_means(committed: Clone) -> None:
+    verdict = files.read_json(committed.path / files.VERDICT)
+    groups = by_rate(read_results(committed.path / files.STUDY))
+
+    for optimizer, judged in verdict["optimizers"].items():
+        for quantity in QUANTITIES:
+            for row in judged[quantity]["rates"]:
+                runs = [getattr(run, f"test_{quantity}") for run in groups[optimizer, row["dropout"]]]
+                expected = (fmean(runs), min(runs), max(runs), len(runs))
+                assert (row["mean"], row["lowest"], row["highest"], row["runs"]) == pytest.approx(expected, rel=1e-5)
 
 
 def test_outputs_are_either_cached_and_ignored_or_committed(committed: Clone) -> None:

@@ -144,10 +144,10 @@ def test_best_model_is_a_copy_that_takes_raw_pixels(studied: Clone) -> None:
 
     assert (studied.path / "models/best.keras").read_bytes() == variant.read_bytes()
 
-    found = model.predict(np.load(studied.path / "data/raw/test_images.npy"), verbose=0)
+    observed = model.predict(np.load(studied.path / "data/raw/test_images.npy"), verbose=0)
     labels = np.load(studied.path / "data/raw/test_labels.npy")
 
-    assert (found.argmax(axis=1) == labels).mean() == pytest.approx(best["test_accuracy"], abs=1e-6)
+    assert (observed.argmax(axis=1) == labels).mean() == pytest.approx(best["test_accuracy"], abs=1e-6)
 
 
 def test_repro_in_another_clone_gives_the_same_bytes(studied: Clone, tmp_path: Path) -> None:
@@ -165,7 +165,7 @@ def test_repro_takes_a_diverged_variant_as_a_result(studied: Clone) -> None:
 
     output = studied.dvc("repro")
 
-    assert "sgd-0.5-0  diverged: the loss stopped being finite in epoch 1, step" in output
+    assert "sgd-0.5-0  diverged: a loss, weight or prediction stopped being finite in epoch 1, step" in output
     assert "with sgd at learning rate 1e+12" in output
 
     results = rows(studied)

@@ -13,13 +13,13 @@ pytestmark = pytest.mark.pipeline
 
 
 def outputs(clone: Clone) -> dict[str, bytes]:
-    found = [
+    observed = [
         path
         for directory in ("data", "models", "metrics")
         for path in (clone.path / directory).rglob("*")
         if path.is_file()
     ]
-    return {str(path.relative_to(clone.path)): path.read_bytes() for path in found}
+    return {str(path.relative_to(clone.path)): path.read_bytes() for path in observed}
 
 
 def replace(old: str, new: str) -> Callable[[str], str]:

@@ -32,9 +32,9 @@ def entries() -> dict[str, list[str]]:
 
 def commands(symptom: str) -> list[str]:
     """Return the commands of the entry whose heading has `symptom` in it."""
-    (found,) = [lines for heading, lines in entries().items() if symptom in heading]
-    assert found
-    return found
+    (observed,) = [lines for heading, lines in entries().items() if symptom in heading]
+    assert observed
+    return observed
 
 
 def call(clone: Clone, *lines: str) -> str:
@@ -62,7 +62,7 @@ def possible(clone: Clone, command: str) -> None:
 
 def test_every_command_is_tested() -> None:
     tests = Path(__file__).read_text()
-    in_ci = {". .venv/bin/activate"}  # tests/test_readme.py knows the line of .ci/run
+    in_ci = {". .venv/bin/activate"}  # tests/test_documents.py knows the line of .ci/run
 
     for heading, lines in entries().items():
         symptoms = re.findall(r'commands\(\s*"([^"]+)"', tests)

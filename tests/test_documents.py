@@ -1,12 +1,14 @@
-"""Every command in the README and in CONTRIBUTING is run: here, or where this file says."""
+"""Every command in the documents is run: here, or where this file says."""
 
 import hashlib
 import json
 import re
 import shlex
+import tomllib
 from pathlib import Path
 
 import pytest
+from ruamel.yaml import YAML
 
 from dropout_study.settings import load_settings
 from tests.clones import PROJECT, SMALL, Clone
@@ -15,6 +17,9 @@ from tests.test_network import LAYERS
 
 CI = (PROJECT / ".ci/run").read_text()
 README = (PROJECT / "README.md").read_text()
+DOCUMENTS = ["README.md", "CONTRIBUTING.md", *sorted(f"docs/{path.name}" for path in (PROJECT / "docs").glob("*.md"))]
+IN_ORDER = ("README.md", "docs/walkthrough.md", "docs/dvc.md")  # whose commands are run below, one after the other
+TROUBLESHOOTING = "docs/troubleshooting.md"  # has tests of its own
 
 # Commands that are not run here, and the line of `.ci/run` that runs them.
 RUN_BY_CI = {
@@ -32,6 +37,8 @@ RUN_BY_CI = {
 # Commands that other tests run, smaller or elsewhere: the file, and a text in it.
 RUN_BY_TESTS = {
     "make bench": ("tests/test_benchmark.py", '"-m", "benchmarks.training"'),
+    "make bench JSON=bench.json": ("tests/test_benchmark.py", '"--json"'),
+    "python -m benchmarks.verdict": ("tests/test_statistics.py", '"-m", "benchmarks.verdict"'),
     "python -m stages.train adadelta-0.5-0": (
         "tests/pipeline/test_contributing.py",
         '"stages.train", "adadelta-0.5-0"',
@@ -49,13 +56,16 @@ def commands(document: str) -> list[str]:
     return [re.sub(r"\s+# .*", "", line.removeprefix("$ ")).strip() for line in lines]
 
 
+ALL = {document: commands(document) for document in DOCUMENTS}
+
+
 def test_commands_finds_those_of_the_readme() -> None:
-    assert {"make run", "make test", "dvc repro", "dvc plots show"} <= set(commands("README.md"))
+    assert {"make run", "make test", "dvc repro", "dvc plots show"} <= set(ALL["README.md"])
 
 
 @pytest.mark.parametrize("command", RUN_BY_CI)
 def test_ci_runs_command(command: str) -> None:
-    assert command in commands("README.md") + commands("CONTRIBUTING.md")
+    assert any(command in lines for lines in ALL.values())
     assert RUN_BY_CI[command] in CI
 
 
@@ -63,13 +73,13 @@ def test_ci_runs_command(command: str) -> None:
 def test_another_test_runs_command(command: str) -> None:
     file, text = RUN_BY_TESTS[command]
 
-    assert command in commands("README.md") + commands("CONTRIBUTING.md")
+    assert any(command in lines for lines in ALL.values())
     assert text in (PROJECT / file).read_text()
 
 
-@pytest.mark.parametrize("command", commands("CONTRIBUTING.md"))
-def test_contributing_names_only_commands_that_are_run(command: str) -> None:
-    assert command in RUN_BY_CI or command in RUN_BY_TESTS
+@pytest.mark.parametrize("document", sorted({*DOCUMENTS} - {*IN_ORDER, TROUBLESHOOTING}))
+def test_document_names_only_commands_that_are_run(document: str) -> None:
+    assert {*ALL[document]} <= {*RUN_BY_CI, *RUN_BY_TESTS}
 
 
 def test_bench_target_runs_the_benchmark() -> None:
@@ -77,16 +87,18 @@ def test_bench_target_runs_the_benchmark() -> None:
 
 
 @pytest.mark.pipeline
-def test_readme_commands_work_in_its_order(clone: Clone, tmp_path: Path) -> None:
-    """In the small project, with the rates and variants of the README; an archive of its own stands in for CIFAR-10."""
+@pytest.mark.parametrize("document", IN_ORDER)
+def test_commands_of_document_work_in_its_order(clone: Clone, tmp_path: Path, document: str) -> None:
+    """In the small project, with a change to be committed; an archive of its own stands in for CIFAR-10."""
     archive = write_archive(tmp_path / "cifar-10-binary.tar.gz", content())
     clone.change(study__optimizers=["adadelta"], study__dropouts=[0.0, 0.5], study__seeds=[0])
-    clone.commit("as in the README")
+    clone.repro()
+    clone.commit("before the first change")
+    clone.change(study__dropouts=[0.0, 0.4, 0.5])
     fresh = Clone(tmp_path / "fresh")
-
     ran = set()
 
-    for command in commands("README.md"):
+    for command in ALL[document]:
         if command in RUN_BY_CI or command in RUN_BY_TESTS:
             continue
         where = clone
@@ -111,16 +123,18 @@ def test_readme_commands_work_in_its_order(clone: Clone, tmp_path: Path) -> None
         if command.startswith("CIFAR10_ARCHIVE="):
             facts = json.loads((where.path / "metrics/dataset.json").read_text())
             assert facts["dataset"] == "cifar10"
-    assert len(ran) > 15
+    assert len(ran) >= 7
 
 
-def test_readme_layer_table_is_the_networks() -> None:
+def test_layer_table_is_the_networks() -> None:
+    article = (PROJECT / "docs/article.md").read_text()
+
     for name, shape, count in LAYERS:
         if count or name.startswith(("pool", "flatten")):
             output = " × ".join(f"{size:,}" for size in shape)
             kind = name.partition("_")[0].replace("logits", "dense, softmax").replace("pool", "max-pooling")
             row = rf"^\| {kind}.*\| {output} \| {f'{count:,}' if count else ''} ?\|$"
-            assert re.search(row, README, flags=re.MULTILINE), row
+            assert re.search(row, article, flags=re.MULTILINE), row
 
 
 def test_readme_names_every_preset() -> None:
@@ -134,19 +148,39 @@ def test_readme_names_every_preset() -> None:
         load_settings(PROJECT / f"presets/{name}.yaml")
 
 
-def test_readme_links_exist() -> None:
-    for target in re.findall(r"\]\(([^)#:]+)\)", README):
-        assert (PROJECT / target).exists(), target
+def test_readme_is_short() -> None:
+    assert len(README.splitlines()) <= 150
 
+
+@pytest.mark.parametrize("document", [*DOCUMENTS, "CHANGELOG.md"])
+def test_links_exist(document: str) -> None:
+    path = PROJECT / document
+    text = path.read_text()
     anchors = {
         re.sub(r"[^a-z0-9 -]", "", heading.lower()).replace(" ", "-")
-        for heading in re.findall(r"^#+ (.*)$", README, flags=re.MULTILINE)
+        for heading in re.findall(r"^#+ (.*)$", text, flags=re.MULTILINE)
     }
 
-    for anchor in re.findall(r"\]\(#([^)]+)\)", README):
+    for target in re.findall(r"\]\(([^)#:]+)\)", text):
+        if not target.startswith("../../actions/"):  # GitHub's own page of the workflow
+            assert (path.parent / target).exists(), target
+    for anchor in re.findall(r"\]\(#([^)]+)\)", text):
         assert anchor in anchors
 
 
-def test_readme_commands_are_well_formed() -> None:
-    for command in commands("README.md"):
+def test_citation_names_the_version_and_the_article() -> None:
+    citation = YAML(typ="safe").load(PROJECT / "CITATION.cff")
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
+
+    (article,) = citation["references"]
+    assert citation["version"] == project["version"]
+    assert f"## {project['version']} " in (PROJECT / "CHANGELOG.md").read_text()
+    assert article["title"] in README.replace("\n", " ")
+    assert f"({article['year']})" in README
+    assert article["repository-code"] in README
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_commands_are_well_formed(document: str) -> None:
+    for command in ALL[document]:
         assert shlex.split(command)

@@ -130,7 +130,7 @@ def paragraph(verdict: Mapping[str, Any]) -> str:
 def statement(judged: Mapping[str, Any]) -> str:
     """Return what the verdict on one optimizer comes to: by accuracy, by loss, and what validation would choose."""
     accuracy = judged["accuracy"]
-    sentences = [_conclusion(judged[quantity], quantity, str) for quantity in QUANTITIES]
+    sentences = [_conclusion(judged[quantity], quantity) for quantity in QUANTITIES]
     match accuracy["status"]:
         case "none" if accuracy["leader"] is None:
             sentences = ["At every rate a run diverged: no rate can be judged."]
@@ -148,13 +148,13 @@ def statement(judged: Mapping[str, Any]) -> str:
     return " ".join(sentences)
 
 
-def _conclusion(judged: Mapping[str, Any], quantity: str, name: Any) -> str:
-    """Return what the verdict by one quantity comes to; `name` turns the name of a rate into a text."""
+def _conclusion(judged: Mapping[str, Any], quantity: str) -> str:
+    """Return what the verdict by one quantity comes to; nothing if there is no statement."""
     every = [rate["dropout"] for rate in judged["rates"] if rate["dropout"] not in judged["not_judged"]]
     has, may = HAS[quantity], judged["may_be_best"]
     match judged["status"]:
         case "best":
-            return f"{name(judged['leader'])} has {has}: every other rate is worse."
+            return f"{judged['leader']} has {has}: every other rate is worse."
         case "any":
             counts = seeds(rate["runs"] for rate in judged["rates"] if rate["dropout"] in every)
             return f"Any of {listed(every, every)} may have {has}: no difference is larger than chance with {counts}."
@@ -165,8 +165,8 @@ def _conclusion(judged: Mapping[str, Any], quantity: str, name: Any) -> str:
             networks = judged["networks_may_be_best"]
             if len(networks) == len(every):
                 return f"Any of these {len(every)} networks may have {has} on images like these."
-            verb = "has" if len(networks) == 1 else "may have"
-            return f"Of these {len(every)} networks, that of {listed(networks)} {verb} {has} on images like these."
+            which = f"that of {networks[0]} has" if len(networks) == 1 else f"those of {listed(networks)} may have"
+            return f"Of these {len(every)} networks, {which} {has} on images like these."
     return ""
 
 

@@ -26,6 +26,7 @@ SMALL = {
     "network.units": [4],
     "train.epochs": 2,
     "train.batch_size": 64,
+    "train.learning_rate": {"sgd": 0.01, "adadelta": 1.0, "adam": 0.001},
     "train.learning_rate_decay": 1.0,
     "train.checkpoint_every": 1,
     "train.threads": 1,

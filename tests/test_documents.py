@@ -95,6 +95,8 @@ def test_commands_of_document_work_in_its_order(clone: Clone, tmp_path: Path, do
     clone.repro()
     clone.commit("before the first change")
     clone.change(study__dropouts=[0.0, 0.4, 0.5])
+    if document == "docs/dvc.md":
+        clone.repro()  # which it takes for granted where results are shared
     fresh = Clone(tmp_path / "fresh")
     ran = set()
 

@@ -50,7 +50,7 @@ def test_statement_of_one_seed_is_about_networks() -> None:
 
     assert text == (
         "With one run a rate, it cannot be said which rate is best: another seed may reverse the order. "
-        "Of these 3 networks, that of 0.3 and 0.5 may have the highest accuracy on images like these. "
+        "Of these 3 networks, those of 0.3 and 0.5 may have the highest accuracy on images like these. "
         "Of these 3 networks, that of 0.5 has the lowest loss on images like these."
     )
 

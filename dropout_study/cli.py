@@ -55,7 +55,7 @@ def _default_in_project(file: Path) -> Callable[[click.Context, click.Parameter,
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="dropout-study")
 def main() -> None:
-    """Check settings, show results and classify images of a dropout study.
+    """Check settings, show and publish results, and classify images of a dropout study.
 
     `dvc repro` runs the study. The commands work in every directory of the project.
     """
@@ -130,6 +130,21 @@ def _current_variants() -> list[str]:
         return [variant.key for variant in load_settings().variants]
     except StudyError:
         return []
+
+
+@main.command()
+@click.argument("name")
+def publish(name: str) -> None:
+    """Keep the results of the finished study as results/NAME.
+
+    Copies settings, tables, verdict and pictures, and records commit, machine and the time of each training,
+    so that they outlive the next change of params.yaml. Commit the directory. Refuses results that are not up to date.
+    What was published under NAME before is replaced.
+    """
+    from dropout_study.publication import publish
+
+    os.chdir(find_project())
+    click.echo(f"published: {publish(name)}/; `git add` it, and `make results-page` writes docs/results.md again")
 
 
 @main.command()

@@ -15,7 +15,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, PercentFormatter
 
-from dropout_study import files, report
+from dropout_study import calibration, files, report
+from dropout_study.calibration import Bin
 from dropout_study.page_tables import shown_rates
 from dropout_study.results import History, Result, by_rate, finished, most_confident_mistakes
 
@@ -40,6 +41,7 @@ SAMPLES = (0, 4, 8, 12)  # the training images that the article shows
 MISTAKES = 12
 LOSS_LIMIT = 5.0  # loss axes end here or before
 RATES_PER_ROW = 5
+FEW_IMAGES = 20  # whose accuracy is too uncertain to draw
 MANY_RATES = 40  # with more, marks are thin
 LABEL_STEPS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
 _WIDTH = 0.85  # the least share of a figure's width that the x axis takes
@@ -110,12 +112,16 @@ def mistakes_of(
 
 
 def of_optimizers(
-    rates: Sequence[Mapping[str, Any]], results: Sequence[Result], histories: Mapping[str, History]
+    rates: Sequence[Mapping[str, Any]],
+    results: Sequence[Result],
+    histories: Mapping[str, History],
+    bins: Mapping[str, Sequence[Bin]],
 ) -> dict[str, Figure]:
-    """Return for each optimizer the article's two bar charts, and its histories as small multiples.
+    """Return for each optimizer the article's two bar charts, its histories as small multiples, and its reliability.
 
-    `rates` are rows of `statistics.rates`; `histories` has the history of each variant. The names of the figures are
-    `accuracy-<optimizer>`, `loss-<optimizer>` and `history-<optimizer>`.
+    `rates` are rows of `statistics.rates`; `histories` has the history of each variant, `bins` the reliability of each
+    that did not diverge. The names of the figures are `accuracy-<optimizer>`, `loss-<optimizer>`,
+    `history-<optimizer>` and `reliability-<optimizer>`.
     """
     pictures = {}
     groups = by_rate(results)
@@ -128,6 +134,11 @@ def of_optimizers(
             {dropout: len(group) - len(finished(group)) for dropout, group in runs.items()},
             optimizer,
         )
+        alive = {dropout: finished(group) for dropout, group in runs.items() if finished(group)}
+        pooled = {
+            dropout: calibration.pooled([bins[result.variant] for result in group]) for dropout, group in alive.items()
+        }
+        pictures[f"reliability-{optimizer}"] = reliability(pooled, optimizer)
     return pictures
 
 
@@ -308,6 +319,34 @@ def _draw_means(axes: Any, rows: Sequence[Mapping[str, Any]], column: str, shift
 def _filled(row: Mapping[str, Any], column: str) -> bool:
     """Return whether the mean of a rate is a filled mark: it may be the best, or there is no verdict."""
     return row[f"{column}_verdict"] in ("may be the best", "")
+
+
+@_styled
+def reliability(bins: Mapping[float, Sequence[Bin]], optimizer: str) -> Figure:
+    """Return the reliability diagram of an optimizer: accuracy by confidence, a line a dropout rate.
+
+    `bins` are those of `calibration.pooled` by rate, of which `shown_rates` are drawn. Points of fewer than
+    `FEW_IMAGES` images are left out.
+    """
+    figure = _figure(7.2, 5.2)
+    axes = figure.subplots()
+    axes.grid(visible=True, axis="both")
+    axes.plot([0, 1], [0, 1], "--", color=MUTED, linewidth=1, label="calibrated")
+    dropouts = shown_rates(bins)
+    colors = matplotlib.colormaps["viridis"](np.linspace(0, 0.93, len(dropouts)))
+    for dropout, color in zip(dropouts, colors, strict=True):
+        points = [(each.confidence, each.accuracy) for each in bins[dropout] if each.images >= FEW_IMAGES]
+        axes.plot(*np.array(points).reshape(-1, 2).T, ".-", color=color, label=str(dropout), clip_on=False)
+    axes.set_xlim(0, 1)
+    axes.set_ylim(0, 1)
+    axes.set_aspect("equal")
+    axes.set_title(f"{optimizer}: accuracy by confidence, a line per dropout rate")
+    axes.set_xlabel("confidence: mean probability of the predicted class (%)")
+    axes.set_ylabel("accuracy (%)")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(PercentFormatter(1, symbol=None))
+    figure.legend(loc="outside right center", frameon=False, title="dropout rate")
+    return figure
 
 
 @_styled

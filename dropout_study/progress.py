@@ -1,6 +1,7 @@
 """What people read while the study runs: on the terminal, and in the log of each training."""
 
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
 from tqdm import tqdm
 
@@ -121,6 +122,26 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02} min"
 
 
+class Speed(NamedTuple):
+    """How long a training took, those of its epochs included that an earlier process trained, and how fast it was."""
+
+    epochs: int
+    seconds: float
+    images_per_second: float
+
+
+FINISHED = re.compile(r"finished: (\d+) epochs? in ([\d.]+) s, ([\d,]+) images/s$", re.MULTILINE)
+
+
+def finished_training(log: str) -> Speed | None:
+    """Return the speed of the last training that the text of a log says is finished; None if there is none."""
+    lines = FINISHED.findall(log)
+    if not lines:
+        return None
+    epochs, seconds, images_per_second = lines[-1]
+    return Speed(int(epochs), float(seconds), float(images_per_second.replace(",", "")))
+
+
 class TrainingReport:
     """The lines that are printed while the variant `key` is trained for `epochs` epochs of `images` images."""
 
@@ -156,7 +177,10 @@ class TrainingReport:
         )
 
     def finished(self, seconds: Sequence[float]) -> None:
-        """Print how long the training took, by the seconds of each epoch, those of interrupted runs included."""
+        """Print how long the training took, by the seconds of each epoch, those of interrupted runs included.
+
+        `finished_training` reads the line again.
+        """
         self._say(
             f"finished: {len(seconds)} epoch{'s' * (len(seconds) > 1)} in {sum(seconds):.1f} s, "
             f"{self.images * len(seconds) / sum(seconds):,.0f} images/s"

@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dropout_study import files
+from dropout_study import calibration, files
 from dropout_study.errors import StudyError
 from dropout_study.settings import Variant
 
 SIGNIFICANT_DIGITS = 6
 QUANTITIES = ("accuracy", "loss")  # that rates are judged by
+RELIABILITY_COLUMNS = ("variant", "optimizer", "dropout", "seed", *calibration.Bin._fields)
 CONFUSION_COLUMNS = ("variant", "actual", "predicted", "images")
 # A variant's key before the suffix of a file; a killed write leaves the name behind a dot and a process number.
 VARIANT_FILE = re.compile(r"(\.\d+\.)?[a-z]+-[0-9.e+-]+-\d+\.(keras|csv|npy|json)")
@@ -28,6 +29,7 @@ class Result(NamedTuple):
     diverged, or None; the test figures are then those of the last finite weights, NaN if even these give the test
     images no finite probabilities. `accuracy_gap` is how far the
     training accuracy, which is taken with dropout on, is above the test accuracy: what is left of overfitting.
+    `calibration_error` is the expected calibration error of the test predictions, a share.
     """
 
     variant: str
@@ -43,6 +45,7 @@ class Result(NamedTuple):
     test_loss: float
     test_accuracy: float
     accuracy_gap: float
+    calibration_error: float
 
 
 def read_history(path: Path) -> History:
@@ -57,14 +60,16 @@ def divergence_epoch(history: History) -> int | None:
 
 
 def image_scores(log_probabilities: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
-    """Return how good the predictions of each image are, float64 [N]; higher is better.
+    """Return how good the predictions of each image are, and how sure, float64 [N].
 
     "accuracy" is 1 if the image's class is the most probable one, else 0; "loss" is the log of its probability, which
-    is minus the loss in nats. `log_probabilities` are float32 [N, classes], `labels` integers [N].
+    is minus the loss in nats: of these two, higher is better. "confidence" is the probability of the most probable
+    class. `log_probabilities` are float32 [N, classes], `labels` integers [N].
     """
     return {
         "accuracy": (log_probabilities.argmax(axis=1) == labels).astype(np.float64),
         "loss": log_probabilities[np.arange(len(labels)), labels].astype(np.float64),
+        "confidence": np.exp(log_probabilities.max(axis=1).astype(np.float64)),
     }
 
 
@@ -80,6 +85,7 @@ def make_result(variant: Variant, history: History, scores: Mapping[str, np.ndar
         test_loss=-float(scores["loss"].mean()),
         test_accuracy=test_accuracy,
         accuracy_gap=last["train_accuracy"] - test_accuracy,
+        calibration_error=calibration.expected_error(calibration.reliability(scores["confidence"], scores["accuracy"])),
     )
 
 
@@ -166,6 +172,27 @@ def metrics(results: Iterable[Result], best: Result, rates: Iterable[Mapping[str
         },
         "variants": variants,
     }
+
+
+def reliability_rows(
+    results: Iterable[Result], scores: Mapping[str, Mapping[str, np.ndarray]]
+) -> list[tuple[object, ...]]:
+    """Return `calibration.reliability` of every variant that did not diverge as one table: `RELIABILITY_COLUMNS`."""
+    return [
+        (*result[:4], *bin_)
+        for result in finished(results)
+        for bin_ in calibration.reliability(scores[result.variant]["confidence"], scores[result.variant]["accuracy"])
+    ]
+
+
+def read_reliability(path: Path = files.RELIABILITY) -> dict[str, list[calibration.Bin]]:
+    """Return the bins of each variant that `evaluate` wrote."""
+    bins: dict[str, list[calibration.Bin]] = {}
+    for row in files.read_csv(path):
+        figures = (float(row[column]) for column in ("confidence", "accuracy"))
+        each = calibration.Bin(float(row["low"]), float(row["high"]), int(row["images"]), *figures)
+        bins.setdefault(row["variant"], []).append(each)
+    return bins
 
 
 def confusion(labels: np.ndarray, predicted: np.ndarray, classes: Sequence[str]) -> list[tuple[str, str, int]]:

@@ -26,7 +26,7 @@ MANY = 1_000  # from here on degrees of freedom count as infinite
 TOLERANCE = 1e-12  # what two equal means may differ by in floating point
 TOLERANCE_OF_DF = 1e-6  # what degrees of freedom may be below a whole number by in floating point
 NEXT_SEEDS = (5, 10, 20, 50, 100)
-SHOWN = ("test_accuracy", "test_loss", "accuracy_gap")
+SHOWN = ("test_accuracy", "test_loss", "accuracy_gap", "calibration_error")
 RATE_COLUMNS = (
     "optimizer",
     "dropout",
@@ -369,7 +369,7 @@ def rates(results: Sequence[Result], verdict: Mapping[str, Any], classes: int) -
     the best", "worse", "not judged", or "" where there is no statement), the leader's mean, and the worst mean with
     which this rate might be the best (None where there is no statement).
     """
-    guessing = {"test_accuracy": 1 / classes, "test_loss": math.log(classes), "accuracy_gap": 0.0}
+    guessing = dict.fromkeys(SHOWN, 0.0) | {"test_accuracy": 1 / classes, "test_loss": math.log(classes)}
     rows = []
     for (optimizer, dropout), group in by_rate(results).items():
         runs = finished(group)

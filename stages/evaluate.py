@@ -26,6 +26,8 @@ def main() -> None:
     rates = statistics.rates(rows, verdict, len(classes))
     files.write_csv(files.STUDY, results.Result._fields, results.rounded(rows))
     files.write_csv(files.RATES, statistics.RATE_COLUMNS, results.rounded([[*row.values()] for row in rates]))
+    reliability = results.reliability_rows(rows, scores)
+    files.write_csv(files.RELIABILITY, results.RELIABILITY_COLUMNS, results.rounded(reliability))
     files.write_json(files.VERDICT, verdict)
     files.write_bytes(files.VERDICT_PAGE, report.markdown(verdict, settings.dataset, rows).encode())
     say(f"{report.table(verdict)}\n\n{report.paragraph(verdict)}\n")

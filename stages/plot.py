@@ -6,7 +6,7 @@ import vl_convert
 from dropout_study import figures, files, page_tables, report
 from dropout_study.errors import run_stage
 from dropout_study.progress import say
-from dropout_study.results import read_history, read_rates, read_results, rounded
+from dropout_study.results import read_history, read_rates, read_reliability, read_results, rounded
 from dropout_study.settings import load_settings
 
 VEGA_LITE = "6.4"  # goes with the Vega and Vega-Embed that vl_convert puts into the script; page.html names all three
@@ -44,7 +44,7 @@ def main() -> None:
         "loss": figures.by_dropout(rates, results, "test_loss"),
         "confusion": figures.confusion(confusion, best),
         "mistakes": figures.mistakes_of(best, classes, images["test"], labels["test"], probabilities),
-        **figures.of_optimizers(rates, results, histories),
+        **figures.of_optimizers(rates, results, histories, read_reliability()),
     }
     for name, figure in pictures.items():
         figures.save(figure, files.PLOTS / f"{name}.png")

@@ -23,6 +23,7 @@ def made_up_scores(results: Sequence[Result], images: int = 500) -> dict[str, di
         result.variant: {
             "accuracy": (np.arange(images) < round(images * result.test_accuracy)).astype(float),
             "loss": np.full(images, -result.test_loss),
+            "confidence": np.full(images, 0.9),
         }
         for result in results
     }
@@ -77,10 +78,11 @@ def make_up(
                 histories[variant.key] = history
                 last = history[-1]
                 accuracy = min(1.0, max(0.0, last["validation_accuracy"] + chance.uniform(-0.1, 0.02)))
-                row = make_result(variant, history, {"accuracy": np.ones(1), "loss": np.zeros(1)})
+                row = make_result(variant, history, {name: np.ones(1) for name in ("accuracy", "loss", "confidence")})
                 gap = last["train_accuracy"] - accuracy
                 loss = max(0.0, 1.2 - accuracy)
-                results.append(row._replace(test_loss=loss, test_accuracy=accuracy, accuracy_gap=gap))
+                measured: dict[str, Any] = {"test_loss": loss, "test_accuracy": accuracy, "accuracy_gap": gap}
+                results.append(row._replace(**measured, calibration_error=loss / 10))
     verdict = verdict_of(results)
     rate_rows = statistics.rates(results, verdict, len(classes))
     tables: dict[Path, tuple[Sequence[str], Sequence[Sequence[Any]]]] = {

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from dropout_study import figures, report
+from dropout_study.calibration import Bin
 from dropout_study.results import confusion
 from tests.clones import PROJECT
 from tests.studies import rates_of
@@ -38,6 +39,7 @@ RESULTS = [
     result("sgd-0.5-1", test_accuracy=0.1, diverged=2),
     result("adam-0.0-0", test_accuracy=0.6),
 ]
+BINS = [Bin(0.2, 0.4, figures.FEW_IMAGES, 0.3, 0.2), Bin(0.6, 0.8, 100, 0.7, 0.5), Bin(0.8, 1.0, 5, 0.9, 0.0)]
 CLASSES = ["frog", "truck", "deer", "bird"]
 IMAGES = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
 LABELS = np.array([0, 1, 2, 3])
@@ -53,6 +55,7 @@ def all_figures() -> dict[str, Figure]:
         "samples": figures.samples(IMAGES, CLASSES, "cifar10"),
         "bars": figures.bars(rates_of(RESULTS), [0.0, 0.5], "sgd", "test_accuracy"),
         "by_dropout": figures.by_dropout(rates_of(RESULTS), RESULTS, "test_accuracy"),
+        "reliability": figures.reliability({0.0: BINS, 0.5: BINS[:1]}, "sgd"),
         "small_multiples": small_multiples({0.0: [HISTORY], 0.5: [HISTORY, HISTORY]}),
         "confusion": figures.confusion(confusion(LABELS, PROBABILITIES.argmax(axis=1), CLASSES), "sgd-0.0-0"),
         "mistakes": figures.mistakes_of("sgd-0.0-0", CLASSES, IMAGES, LABELS, PROBABILITIES),
@@ -414,10 +417,22 @@ def test_small_multiples_keep_the_axis_of_finite_losses() -> None:
     assert figure.axes[0].get_ylim() == pytest.approx((0, 2.1))
 
 
+def test_reliability_draws_accuracy_by_confidence_of_bins_with_enough_images() -> None:
+    axes = figures.reliability({0.5: BINS[1:2], 0.0: BINS}, "sgd").axes[0]
+
+    diagonal, *lines = axes.lines
+    assert list(diagonal.get_xdata()) == list(diagonal.get_ydata()) == [0, 1]  # type: ignore[arg-type]
+    assert [line.get_label() for line in lines] == ["0.0", "0.5"]
+    assert [list(line.get_xdata()) for line in lines] == [[0.3, 0.7], [0.7]]  # type: ignore[arg-type]
+    assert [list(line.get_ydata()) for line in lines] == [[0.2, 0.5], [0.5]]  # type: ignore[arg-type]
+
+
 def test_of_optimizers_draws_the_articles_charts_and_histories_of_each() -> None:
     rows = [item._replace(test_loss=item.test_accuracy + 1) for item in RESULTS]
 
-    observed = figures.of_optimizers(rates_of(rows), rows, {row.variant: HISTORY for row in rows})
+    bins = {row.variant: [Bin(0.6, 0.8, 500, 0.7, row.test_accuracy)] for row in rows}
+
+    observed = figures.of_optimizers(rates_of(rows), rows, {row.variant: HISTORY for row in rows}, bins)
 
     for optimizer, accuracies in (("sgd", [0.85, 0.7]), ("adam", [0.6])):
         for quantity, add in (("accuracy", 0), ("loss", 1)):
@@ -427,6 +442,5 @@ def test_of_optimizers_draws_the_articles_charts_and_histories_of_each() -> None
             assert {to_hex(patch.get_facecolor()) for patch in axes.patches} == {figures.COLORS[optimizer].lower()}
             assert axes.get_title(loc="left").startswith(f"{optimizer}: test {quantity} by dropout")
             assert axes.yaxis.get_major_formatter()(0.5) == ("50" if quantity == "accuracy" else "0.5")
-    assert sorted(observed) == [
-        f"{chart}-{optimizer}" for chart in ("accuracy", "history", "loss") for optimizer in ("adam", "sgd")
-    ]
+    charts = ("accuracy", "history", "loss", "reliability")
+    assert sorted(observed) == [f"{chart}-{optimizer}" for chart in charts for optimizer in ("adam", "sgd")]

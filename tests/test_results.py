@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dropout_study import files, results, statistics
+from dropout_study import calibration, files, results, statistics
 from dropout_study.errors import StudyError
 from dropout_study.results import Result
 from dropout_study.settings import Variant
@@ -28,6 +28,7 @@ def result(variant: str, validation_accuracy: float = 0.5, validation_loss: floa
         "validation_accuracy": validation_accuracy,
         "test_loss": 0.5,
         "test_accuracy": 0.8,
+        "calibration_error": 0.1,
     }
     fields |= changes
     return Result(**fields, accuracy_gap=fields["train_accuracy"] - fields["test_accuracy"])
@@ -53,14 +54,28 @@ def test_make_result_takes_the_last_epoch_and_the_predictions() -> None:
     assert made.test_loss == pytest.approx((2 * math.log(2) + math.log(4)) / 3)
     assert made.test_accuracy == pytest.approx(2 / 3)
     assert made.accuracy_gap == pytest.approx(0.5 - 2 / 3)
+    assert made.calibration_error == pytest.approx(2 / 3 - 0.5)  # all have a confidence of one half
 
 
-def test_image_scores_are_hits_and_logs_of_the_probability_of_the_class() -> None:
+def test_image_scores_are_hits_logs_of_the_probability_of_the_class_and_confidences() -> None:
     scores = results.image_scores(PREDICTIONS, LABELS)
 
     assert scores["accuracy"].tolist() == [1, 1, 0]
     assert np.exp(scores["loss"]).tolist() == pytest.approx([0.5, 0.5, 0.25])
-    assert scores["accuracy"].dtype == scores["loss"].dtype == np.float64
+    assert scores["confidence"].tolist() == pytest.approx([0.5, 0.5, 0.5])
+    assert {values.dtype for values in scores.values()} == {np.dtype(np.float64)}
+
+
+def test_read_reliability_returns_the_rows_of_runs_that_did_not_diverge(tmp_path: Path) -> None:
+    scores = {variant: results.image_scores(PREDICTIONS, LABELS) for variant in ("sgd-0.1-0", "sgd-0.1-1")}
+    rows = [result("sgd-0.1-0"), result("sgd-0.1-1", diverged=3)]
+    table = results.reliability_rows(rows, scores)
+    files.write_csv(tmp_path / "reliability.csv", results.RELIABILITY_COLUMNS, table)
+
+    read = results.read_reliability(tmp_path / "reliability.csv")
+
+    expected = calibration.reliability(scores["sgd-0.1-0"]["confidence"], scores["sgd-0.1-0"]["accuracy"])
+    assert read == {"sgd-0.1-0": expected}
 
 
 def test_make_result_reads_the_divergence_from_the_history() -> None:

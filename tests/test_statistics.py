@@ -440,7 +440,7 @@ def test_rates_have_what_the_charts_draw() -> None:
         (0.605, 0.6, 0.61)
     )
     assert worse["accuracy_gap"] == pytest.approx(0.75 - 0.605)
-    assert [worse[f"{name}_guessing"] for name in statistics.SHOWN] == [0.1, math.log(10), 0]
+    assert [worse[f"{name}_guessing"] for name in statistics.SHOWN] == [0.1, math.log(10), 0, 0]
     assert (worse["test_accuracy_verdict"], leader["test_accuracy_verdict"]) == ("worse", "may be the best")
     assert (
         worse["test_accuracy"] < worse["test_accuracy_limit"] < worse["test_accuracy_leader"] == leader["test_accuracy"]

@@ -26,9 +26,9 @@ from tests.studies import make_up, page_project
 pytestmark = pytest.mark.pipeline
 
 TEMPLATES = sorted((PROJECT / ".dvc/plots").glob("*.json"))
-BY_DROPOUT = ("Accuracy_by_dropout", "Loss_by_dropout", "Overfitting_gap_by_dropout")
+BY_DROPOUT = ("Accuracy_by_dropout", "Loss_by_dropout", "Overfitting_gap_by_dropout", "Calibration_error_by_dropout")
 HISTORIES = ("Accuracy_by_epoch", "Loss_by_epoch")
-CHARTS = ("Normalization", *BY_DROPOUT[:2], *HISTORIES, BY_DROPOUT[2], "Confusion_of_the_best_variant")
+CHARTS = ("Normalization", *BY_DROPOUT[:2], *HISTORIES, *BY_DROPOUT[2:], "Confusion_of_the_best_variant")
 PICTURES = ("metrics_plots_samples_png", "metrics_plots_mistakes_png")
 COLORS = {"sgd": "rgb(0, 114, 178)", "adadelta": "rgb(213, 94, 0)", "adam": "rgb(0, 158, 115)"}
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -187,6 +187,7 @@ def test_page_draws_every_chart_at_any_width_without_network(browser: Browser, s
             "Accuracy_by_epoch": {"symbol": 12 * 2 * 2 - 4, "line": 24},
             "Loss_by_epoch": {"symbol": 12 * 2 * 2 - 4, "line": 24},
             "Overfitting_gap_by_dropout": {"symbol": 10 + 5, "line": 2},
+            "Calibration_error_by_dropout": {"symbol": 10 + 5, "line": 2},
             "Confusion_of_the_best_variant": {"rect": 100},
         }.items():
             for kind, count in kinds.items():
@@ -223,7 +224,7 @@ def test_page_keeps_the_order_of_dvc_yaml(browser: Browser, either: Path) -> Non
         # A picture is in the section of its charts.
         assert ids[1:3] == ["Normalization", "metrics_plots_samples_png"]
         assert ids[-2:] == ["Confusion_of_the_best_variant", "metrics_plots_mistakes_png"]
-        assert len(headings) == 6
+        assert len(headings) == 7
         assert "Other plots" not in headings
         assert page.locator("#plots > div").count() == 0
 
@@ -291,6 +292,7 @@ def test_charts_have_titles_and_axes_with_units(browser: Browser, shown: Path) -
                 "loss (nats; ▲: above 5)",
             ],
             "Overfitting_gap_by_dropout": ["training − test accuracy (points)", "no gap"],
+            "Calibration_error_by_dropout": ["expected calibration error (points)", "calibrated"],
             "Confusion_of_the_best_variant": ["predicted class", "actual class"],
         }.items():
             observed = texts(page, chart)
@@ -338,6 +340,7 @@ def test_tooltip_of_a_mean_has_its_exact_figures(browser: Browser, either: Path,
             ("Accuracy_by_dropout", "test_accuracy", " %"),
             ("Loss_by_dropout", "test_loss", " nats"),
             ("Overfitting_gap_by_dropout", "accuracy_gap", " points"),
+            ("Calibration_error_by_dropout", "calibration_error", " points"),
         ):
             marks(page, chart, "symbol").last.hover()
             tip = tooltip(page)

@@ -1,0 +1,67 @@
+"""Calibration: whether a network is right as often as it is sure, by the probabilities that it gave the test images."""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+BINS = 15  # as in C. Guo et al., "On calibration of modern neural networks", 2017
+
+
+class Bin(NamedTuple):
+    """The images whose confidence is above `low` and at most `high`: how many (at least one), and their means.
+
+    The confidence in an image is the probability of its most probable class; `accuracy` is the share of the images that
+    are predicted right.
+    """
+
+    low: float
+    high: float
+    images: int
+    confidence: float
+    accuracy: float
+
+
+def reliability(confidence: np.ndarray, correct: np.ndarray) -> list[Bin]:
+    """Return the images by confidence, in those of `BINS` bins of equal width that have any.
+
+    `confidence` are floats from 0 to 1, [N]; `correct` is 1 where the most probable class is the image's, else 0, [N].
+    Images whose confidence is not finite are in no bin.
+    """
+    finite = np.isfinite(confidence)
+    confidence, correct = confidence[finite], correct[finite]
+    edges = np.linspace(0, 1, BINS + 1)
+    numbers = np.clip(np.digitize(confidence, edges, right=True) - 1, 0, BINS - 1)
+    bins = []
+    for number in np.unique(numbers):
+        inside = numbers == number
+        means = (float(values[inside].mean()) for values in (confidence, correct))
+        bins.append(Bin(float(edges[number]), float(edges[number + 1]), int(inside.sum()), *means))
+    return bins
+
+
+def pooled(runs: Iterable[Sequence[Bin]]) -> list[Bin]:
+    """Return the bins of several networks put together."""
+    together: dict[float, list[Bin]] = {}
+    for bins in runs:
+        for each in bins:
+            together.setdefault(each.low, []).append(each)
+    return [_merged(together[low]) for low in sorted(together)]
+
+
+def _merged(bins: Sequence[Bin]) -> Bin:
+    images = sum(each.images for each in bins)
+    confidence = sum(each.images * each.confidence for each in bins) / images
+    accuracy = sum(each.images * each.accuracy for each in bins) / images
+    return Bin(bins[0].low, bins[0].high, images, confidence, accuracy)
+
+
+def expected_error(bins: Iterable[Bin]) -> float:
+    """Return the expected calibration error, a share: the distance of confidence and accuracy in an image's bin.
+
+    It is the mean over images (C. Guo et al. 2017, equation 3); NaN without images.
+    """
+    weighted = [(each.images, abs(each.accuracy - each.confidence)) for each in bins]
+    images = sum(count for count, _ in weighted)
+    return sum(count * distance for count, distance in weighted) / images if images else math.nan

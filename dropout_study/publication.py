@@ -1,0 +1,112 @@
+"""Published studies: what came of a finished one, kept in results/<name>/ after params.yaml has moved on.
+
+A published study has its settings, tables, verdict and pictures, and where, on what and how fast it was computed: all
+that docs/results.md is made of, and all that is left if the machine and DVC's cache are lost.
+"""
+
+import json
+import re
+import shutil
+import subprocess
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dropout_study import files, progress, results
+from dropout_study.calibration import Bin
+from dropout_study.errors import StudyError
+from dropout_study.results import Result
+from dropout_study.settings import Settings, load_settings
+
+DIRECTORY = Path("results")
+TABLES = (
+    files.SETTINGS, files.DATASET, files.STUDY, files.RATES, files.VERDICT, files.VERDICT_PAGE, files.HISTORIES,
+    files.RELIABILITY,
+)  # fmt: skip
+PROVENANCE = "provenance.json"
+PICTURES = "plots"
+NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
+
+
+class Published(NamedTuple):
+    """A published study, as it was read: settings, a row per run, rows per rate, the verdict, and the rest."""
+
+    name: str
+    settings: Settings
+    results: list[Result]
+    rates: list[dict[str, Any]]
+    verdict: dict[str, Any]
+    reliability: dict[str, list[Bin]]
+    provenance: dict[str, Any]
+
+
+def publish(name: str) -> Path:
+    """Copy the results of the study in params.yaml to results/`name`/, and return that directory.
+
+    Raises `StudyError` if the name is unfit, or if the results are not those of the settings and the code that are
+    there. What was published under that name before is replaced.
+    """
+    if not NAME.fullmatch(name):
+        raise StudyError(f"{name!r}: not a name for a study; use lower-case letters, digits and hyphens")
+    settings = load_settings()
+    _require_up_to_date()
+    target = DIRECTORY / name
+    verdict = files.read_json(files.VERDICT)
+    provenance = {
+        "commit": _output("git", "rev-parse", "HEAD"),
+        "date": time.strftime("%Y-%m-%d"),
+        "archive": settings.download.sha256 if settings.dataset == "cifar10" else None,
+        "machines": verdict["machines"],
+        "trainings": {variant.key: _speed(files.log_file(variant.key)) for variant in settings.variants},
+    }
+    new = DIRECTORY / f".{name}"  # so that a copy that is cut short replaces nothing
+    shutil.rmtree(new, ignore_errors=True)
+    for path in TABLES:
+        files.copy(path, new / path.name)
+    for path in sorted(files.PLOTS.glob("*.png")):
+        files.copy(path, new / PICTURES / path.name)
+    files.write_json(new / PROVENANCE, provenance)
+    shutil.rmtree(target, ignore_errors=True)
+    new.rename(target)
+    return target
+
+
+def _require_up_to_date() -> None:
+    """Raise `StudyError` unless DVC says that every stage's outputs are those of its settings, code and data."""
+    stale = json.loads(_output("dvc", "status", "--json"))
+    if stale:
+        names = ", ".join(list(stale)[:3]) + (f" and {len(stale) - 3} more" if len(stale) > 3 else "")
+        raise StudyError(f"the results are not up to date ({names}); run `dvc repro`, then publish")
+
+
+def _output(*command: str) -> str:
+    """Return what a command prints; raises `StudyError` with what it complains about if it fails."""
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except FileNotFoundError:
+        raise StudyError(f"{command[0]} is needed to publish results, and is not on PATH") from None
+    except subprocess.CalledProcessError as error:
+        raise StudyError(f"`{' '.join(command)}` failed: {error.stderr.strip()}") from None
+
+
+def _speed(log: Path) -> dict[str, float] | None:
+    """Return how long a training took and how fast it was, by its log; None if it was not trained in this clone."""
+    finished = progress.finished_training(log.read_text(encoding="utf-8")) if log.exists() else None
+    return finished and finished._asdict()
+
+
+def read_published(directory: Path = DIRECTORY) -> dict[str, Published]:
+    """Return the published studies below `directory` by name."""
+    return {path.parent.name: _read(path.parent) for path in sorted(directory.glob(f"*/{PROVENANCE}"))}
+
+
+def _read(directory: Path) -> Published:
+    return Published(
+        directory.name,
+        load_settings(directory / files.SETTINGS.name),
+        results.read_results(directory / files.STUDY.name),
+        results.read_rates(directory / files.RATES.name),
+        files.read_json(directory / files.VERDICT.name),
+        results.read_reliability(directory / files.RELIABILITY.name),
+        files.read_json(directory / PROVENANCE),
+    )

@@ -20,6 +20,10 @@ run: .venv/installed ## Run the study with the settings in params.yaml, and prin
 figures: .venv/installed ## Draw the pictures again, the README's among them, from the results that are there
 	dvc repro --single-item --force plot
 
+.PHONY: results-page
+results-page: .venv/installed ## Write docs/results.md from the published studies in results/
+	python -m dropout_study.results_page
+
 .PHONY: test
 test: .venv/installed-test ## Run the whole test suite, on all cores
 	pytest -n auto --dist loadfile

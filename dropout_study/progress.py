@@ -25,8 +25,12 @@ LINE_SECONDS = 5.0  # before the first line about a download, and between two, w
 
 
 def say(text: str) -> None:
-    """Print one line at once, so that it is seen when DVC passes it on."""
-    print(text, flush=True)
+    """Print one line at once, so that it is seen when DVC passes it on.
+
+    It is one write, even where Python is told not to buffer: another stream of the log cannot come between.
+    """
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
 
 
 @contextmanager

@@ -72,6 +72,12 @@ def _number(value: float, quantity: str) -> str:
     return f"{FACTORS[quantity] * value:{FORMS[quantity]}}"
 
 
+def apart(rate: Row, quantity: str, of: object) -> str:
+    """Return `2.1 ± 0.8 points below 0.3`: how far a rate of the verdict is from the leader, which is called `of`."""
+    distance = f"{_number(rate['below'], quantity)} ± {_number(rate['margin'], quantity)} {UNITS[quantity]}"
+    return f"{distance} {'above' if quantity == 'loss' else 'below'} {of}"
+
+
 def _mean(rate: Row, quantity: str) -> str:
     """Return the cell with a rate's mean, and its lowest and highest run if there are several."""
     if rate["mean"] is None:
@@ -125,6 +131,21 @@ def paragraph(verdict: Mapping[str, Any]) -> str:
         if (text := margin_outlook(judged, verdict["test_images"]))
     ]
     return "\n\n".join("\n".join(lines) for lines in (statements, margins, _notes(verdict)) if lines)
+
+
+def answer(verdict: Mapping[str, Any]) -> str:
+    """Return in one sentence which rates may be the best, by optimizer, accuracy and loss."""
+    parts = []
+    for optimizer, judged in verdict["optimizers"].items():
+        every = [rate["dropout"] for rate in judged["accuracy"]["rates"]]
+        claims = [
+            f"{listed(may, every)} {'has' if len(may) == 1 else 'may have'} {HAS[quantity]}"
+            for quantity in QUANTITIES
+            if (may := judged[quantity]["may_be_best"])
+        ]
+        parts.append(f"with {optimizer}, {' and '.join(claims) or 'no rate can be called the best'}")
+    sentence = "; ".join(parts)
+    return f"{sentence[0].upper()}{sentence[1:]}."
 
 
 def statement(judged: Mapping[str, Any]) -> str:
@@ -262,7 +283,7 @@ def computed_on(machines: Sequence[Mapping[str, Any]]) -> str:
         if any(provenance.get(name) != provenances[0].get(name) for provenance in provenances)
     ]
     kinds = [
-        f"{_count(machine['variants'], 'variant')} on {_facts(machine['provenance'], names)}" for machine in machines
+        f"{count(machine['variants'], 'variant')} on {_facts(machine['provenance'], names)}" for machine in machines
     ]
     return (
         f"The variants were not computed alike, in {len(machines)} ways: {'; '.join(kinds)}. Another processor or "
@@ -270,7 +291,8 @@ def computed_on(machines: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def _count(items: Sequence[object], noun: str) -> str:
+def count(items: Sequence[object], noun: str) -> str:
+    """Return how many `items` there are: `1 run`, `2 runs`."""
     return f"{len(items)} {noun}{'s' * (len(items) != 1)}"
 
 

@@ -91,6 +91,20 @@ def run_logged(directory: Path, inside: str = "pass") -> subprocess.CompletedPro
     )
 
 
+def test_finished_training_reads_the_last_line_that_the_report_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    report = progress.TrainingReport("sgd-0.5-0", images=10_000, epochs=2)
+    report.finished([8.0])
+    report.finished([1.5, 2.5])
+
+    speed = progress.finished_training(f"{capsys.readouterr().out}2026-11-25 15:00:00  process 7\n")
+
+    assert speed == (2, 4.0, 5000.0)
+
+
+def test_finished_training_of_an_interrupted_one_is_none() -> None:
+    assert progress.finished_training("sgd-0.5-0  the next run resumes after epoch 5\ninterrupted\n") is None
+
+
 def test_logged_appends_what_is_printed_and_still_prints_it(tmp_path: Path) -> None:
     runs = [run_logged(tmp_path) for _ in range(2)]
 

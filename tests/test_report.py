@@ -332,3 +332,19 @@ def drawn_mean(mean: float, means: dict[tuple[float, float], Any], rate: float) 
     """Return the drawn mean at `rate` that is `mean`."""
     (drawn,) = (y for (x, y) in means if x == rate and abs(y - mean) < 1e-9)
     return drawn
+
+
+def test_answer_names_in_a_sentence_what_may_be_best_by_optimizer() -> None:
+    rows = [*study({0.0: WORSE, 0.3: CLEAR, 0.5: NEAR}), *other_optimizer(study({0.0: [0.8], 0.5: [0.7]}), 0)]
+
+    assert report.answer(verdict_of(rows)) == (
+        "With sgd, 0.3 and 0.5 may have the highest accuracy and 0.3 and 0.5 may have the lowest loss; with adam, no rate "
+        "can be called the best."
+    )
+
+
+def test_apart_has_distance_margin_and_direction() -> None:
+    row = {"below": 0.0123, "margin": 0.0046}
+
+    assert report.apart(row, "accuracy", 0.3) == "1.2 ± 0.5 points below 0.3"
+    assert report.apart(row, "loss", "it") == "0.012 ± 0.005 nats above it"

@@ -1,0 +1,307 @@
+"""docs/results.md: what the published studies say about the article's claims. `make results-page` writes it.
+
+results/page.md.jinja has the words; every number and every judgement in it comes from the tables beside it.
+"""
+
+import re
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jinja2
+
+from dropout_study import calibration, files, progress, report
+from dropout_study.publication import DIRECTORY, PICTURES, Published, read_published
+from dropout_study.results import QUANTITIES, Result, by_rate, finished
+
+PAGE = Path("docs/results.md")
+TEMPLATE = DIRECTORY / "page.md.jinja"
+AUTHOR = DIRECTORY / "article-adadelta.csv"  # what the article's notebook printed
+LINKS = Path("..") / DIRECTORY  # from the page
+
+# The studies that the page is about; those that are not published yet are missing from it.
+MAIN = "cifar10-small"
+NOTEBOOK = "article-notebook"
+ARTICLE = (NOTEBOOK, "article-adadelta", "article-sgd")
+SIZES = ("cifar10-1000", "cifar10-3000", MAIN)
+SIZE_RATES = (0.0, 0.3, 0.5)
+ARTICLE_RATE = 0.5
+FORERUNNER_RATE = 0.2
+COLLAPSED_RATES = (0.8, 0.9)
+UNDECIDED = "not decidable"
+
+# What is in the archives that studies were computed from, by SHA-256.
+ARCHIVES = {
+    "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd": "CIFAR-10 as its authors publish it",
+    "1c5aab95c1ca78e32ee31fc15c969da3d814bf41155ffb33cc2803d15124bb3e": (
+        "a JPEG-recompressed copy of CIFAR-10 (all 60,000 images, official labels and order; mean absolute pixel error "
+        "5.8 of 255), not the archive that you download: your figures will differ a little"
+    ),
+}
+
+Row = Sequence[object]
+
+
+class Judgement(NamedTuple):
+    """What became of a claim: "seen", "not seen" or "not decidable", and why, in a sentence or two."""
+
+    verdict: str
+    reason: str
+
+
+def judge_rate(judged: Mapping[str, Any] | None, quantity: str, dropout: float = ARTICLE_RATE) -> Judgement:
+    """Return whether `dropout` is seen to be the best by `quantity`, from the verdict on an optimizer.
+
+    It is seen if every other rate is worse, not seen if it is worse than the leader, and not decidable if it is one of
+    several that may be the best, or if there is no verdict on it.
+    """
+    if judged is None:
+        return Judgement(UNDECIDED, "No study with this optimizer is published yet.")
+    rows = {row["dropout"]: row for row in judged["rates"]}
+    every = [name for name in rows if name not in judged["not_judged"]]
+    may, leader = judged["may_be_best"], judged["leader"]
+    if dropout not in rows:
+        return Judgement(UNDECIDED, f"{dropout} was not trained.")
+    if dropout not in every:
+        return Judgement(UNDECIDED, f"Runs at {dropout} diverged.")
+    if not may:
+        return Judgement(UNDECIDED, "One run per rate gives no verdict.")
+    if dropout in judged["worse"]:
+        return Judgement("not seen", f"{dropout} is {report.apart(rows[dropout], quantity, leader)}.")
+    if may == [dropout]:
+        closest = min((rows[name] for name in judged["worse"]), key=lambda row: row["below"])
+        return Judgement(
+            "seen",
+            f"Every other rate is worse; the closest, {closest['dropout']}, is "
+            f"{report.apart(closest, quantity, dropout)}.",
+        )
+    second = min((rows[name] for name in may if name != leader), key=lambda row: row["below"])
+    distance = report.apart(second if dropout == leader else rows[dropout], quantity, leader)
+    reason = f"{report.listed(may, every)} may have {report.HAS[quantity]}: "
+    return Judgement(UNDECIDED, f"{reason}{second['dropout'] if dropout == leader else dropout} is {distance}.")
+
+
+def judge_optimizer(across: Mapping[str, Any] | None, claimed: str) -> Judgement:
+    """Return whether the optimizer `claimed` is seen to do better than the others, by test accuracy.
+
+    `across` is the verdict across optimizers. It is seen if all that may have the highest accuracy are of `claimed`,
+    not seen if all are of another, and else not decidable. The reason has the loss, too.
+    """
+    if across is None:
+        return Judgement(UNDECIDED, "No study with both optimizers is published yet.")
+    reasons = []
+    for quantity in report.HAS:
+        leader = across[quantity]["leader"]
+        if leader is None or not across[quantity]["may_be_best"]:
+            return Judgement(UNDECIDED, "One run per rate gives no verdict.")
+        optimizer = leader.partition("-")[0]
+        others = [
+            row
+            for row in across[quantity]["rates"]
+            if row["margin"] is not None and row["dropout"].partition("-")[0] != optimizer
+        ]
+        reason = f"By {quantity}, {report.pairs([leader], [leader])} leads"
+        if others:
+            closest = min(others, key=lambda row: row["below"])
+            name = report.pairs([closest["dropout"]], [closest["dropout"]])
+            reason += f"; {name}, the best of the other, is {report.apart(closest, quantity, 'it')}"
+        reasons.append(f"{reason}.")
+    better = across["accuracy"]["better_optimizer"]
+    verdict = UNDECIDED if better is None else "seen" if better == claimed else "not seen"
+    return Judgement(verdict, " ".join(reasons))
+
+
+def claims(main: Published | None) -> list[tuple[str, Judgement]]:
+    """Return the article's four claims, each with what the main study says of it."""
+    optimizers = main.verdict["optimizers"] if main else {}
+
+    def rate(optimizer: str, quantity: str) -> Judgement:
+        return judge_rate(optimizers.get(optimizer, {}).get(quantity), quantity)
+
+    return [
+        ("With SGD, dropout 0.5 has the highest test accuracy.", rate("sgd", "accuracy")),
+        ("With SGD, dropout 0.5 has the lowest test loss.", rate("sgd", "loss")),
+        ("With Adadelta, dropout 0.5 has the highest test accuracy.", rate("adadelta", "accuracy")),
+        (
+            "Adadelta does better than SGD.",
+            judge_optimizer(main.verdict["across_optimizers"] if main else None, "adadelta"),
+        ),
+    ]
+
+
+def context(published: Mapping[str, Published], author: Sequence[Mapping[str, str]]) -> dict[str, Any]:
+    """Return what the template of the page is filled with: the published studies, and tables of them."""
+    main = published.get(MAIN)
+    return {
+        "main": main,
+        "claims": claims(main),
+        "calibration": calibration_rows(main) if main else [],
+        "plateau": plateau_rows(main) if main else [],
+        "collapsed": collapsed_rows(published.values(), author),
+        "sizes": [published[name] for name in SIZES if name in published],
+        "size_header": ["training images", "optimizer", *(f"accuracy / loss at {rate}" for rate in SIZE_RATES)],
+        "size_rows": size_rows([published[name] for name in SIZES if name in published]),
+        "article": {name: article_rows(published[name], author) for name in ARTICLE if name in published},
+        "studies": published.values(),
+        "report": report,
+        "facts": facts,
+        "picture": lambda study, name: f"{LINKS}/{study.name}/{PICTURES}/{name}.png",
+        "links": LINKS,
+    }
+
+
+def calibration_rows(study: Published) -> list[Row]:
+    """Return for each optimizer and rate: accuracy, confidence, over- or underconfident, and calibration error."""
+    rows: list[Row] = []
+    for (optimizer, dropout), group in by_rate(finished(study.results)).items():
+        bins = calibration.pooled(study.reliability[run.variant] for run in group)
+        images = sum(each.images for each in bins)
+        accuracy, confidence = (
+            sum(each.images * value for each, value in zip(bins, values, strict=True)) / images
+            for values in ([each.accuracy for each in bins], [each.confidence for each in bins])
+        )
+        error = spread([run.calibration_error for run in group], 100, ".1f")
+        way = "over" if confidence > accuracy else "under"
+        rows.append((optimizer, dropout, f"{100 * accuracy:.1f} %", f"{100 * confidence:.1f} %", way, error))
+    return rows
+
+
+def plateau_rows(study: Published) -> list[Row]:
+    """Return for each optimizer and quantity what the verdict says of the forerunner's rate and of the article's."""
+    return [
+        (optimizer, quantity, *(place(judged[quantity], quantity, rate) for rate in (FORERUNNER_RATE, ARTICLE_RATE)))
+        for optimizer, judged in study.verdict["optimizers"].items()
+        for quantity in QUANTITIES
+    ]
+
+
+def place(judged: Mapping[str, Any], quantity: str, dropout: float) -> str:
+    """Return in a few words what the verdict says of a rate."""
+    rows = {row["dropout"]: row for row in judged["rates"]}
+    if dropout not in rows or dropout in judged["not_judged"] or not judged["may_be_best"]:
+        return "not judged"
+    if dropout == judged["leader"]:
+        return "leads"
+    words = "may be the best" if dropout in judged["may_be_best"] else "worse"
+    return f"{words}: {report.apart(rows[dropout], quantity, judged['leader'])}"
+
+
+def collapsed_rows(published: Iterable[Published], author: Sequence[Mapping[str, str]]) -> list[Row]:
+    """Return what the article's notebook printed at the rates that gave it 10 %, and what is measured there."""
+    rows: list[Row] = [
+        (
+            f"the article's notebook, {row['optimizer']}",
+            row["dropout"],
+            1,
+            f"{100 * float(row['test_accuracy']):.1f} %",
+            f"{float(row['test_loss']):.3f}",
+            f"{float(row['train_loss']):.4f}",
+        )
+        for row in author
+        if float(row["dropout"]) in COLLAPSED_RATES
+    ]
+    for study in published:
+        for (optimizer, dropout), group in by_rate(study.results).items():
+            if dropout in COLLAPSED_RATES:
+                losses = spread([run.train_loss for run in finished(group)], 1, ".4f")
+                rows.append((f"`{study.name}`, {optimizer}", dropout, runs(group), *measured(group), losses))
+    return rows
+
+
+def size_rows(studies: Iterable[Published]) -> list[Row]:
+    """Return for each study, smallest first, and optimizer: accuracy and loss at each of `SIZE_RATES`."""
+    rows: list[Row] = []
+    for study in studies:
+        groups = by_rate(study.results)
+        for optimizer in study.settings.study.optimizers:
+            cells = (" / ".join(measured(groups.get((optimizer, rate), []))) for rate in SIZE_RATES)
+            rows.append((f"{study.settings.images_to_train_on:,}", optimizer, *cells))
+    return rows
+
+
+def article_rows(study: Published, author: Sequence[Mapping[str, str]]) -> list[Row]:
+    """Return for each rate what the article's notebook printed, if the settings are the same, and what is measured."""
+    printed = {float(row["dropout"]): row for row in author} if study.name == NOTEBOOK else {}
+    rows: list[Row] = []
+    for (optimizer, dropout), group in by_rate(study.results).items():
+        accuracy, loss = measured(group)
+        theirs = printed.get(dropout)
+        their_accuracy = f"{100 * float(theirs['test_accuracy']):.1f} %" if theirs else "–"
+        their_loss = f"{float(theirs['test_loss']):.3f}" if theirs else "–"
+        epochs = max(run.epochs for run in group)
+        rows.append((optimizer, dropout, runs(group), epochs, their_accuracy, accuracy, their_loss, loss))
+    return rows
+
+
+def measured(group: Sequence[Result]) -> tuple[str, str]:
+    """Return test accuracy and test loss of the runs of a rate that did not diverge."""
+    alive = finished(group)
+    accuracy = spread([run.test_accuracy for run in alive], 100, ".1f")
+    return f"{accuracy} %" if alive else accuracy, spread([run.test_loss for run in alive], 1, ".3f")
+
+
+def runs(group: Sequence[Result]) -> str:
+    """Return the number of runs, and how many of them diverged."""
+    diverged = len(group) - len(finished(group))
+    return f"{len(group)}, {diverged} diverged" if diverged else str(len(group))
+
+
+def spread(values: Sequence[float], factor: float, form: str) -> str:
+    """Return the mean of `values` and, of several, the lowest and the highest; a dash of none."""
+    if not values:
+        return "–"
+    mean = f"{factor * statistics.fmean(values):{form}}"
+    return f"{mean} ({factor * min(values):{form}}–{factor * max(values):{form}})" if len(values) > 1 else mean
+
+
+def facts(study: Published) -> list[str]:
+    """Return how a study was computed, a line a subject."""
+    settings, provenance = study.settings, study.provenance
+    diverged = len(study.results) - len(finished(study.results))
+    trained = [speed for speed in provenance["trainings"].values() if speed]
+    lines = [
+        f"{report.count(study.results, 'run')}, {diverged or 'none'} diverged; {settings.images_to_train_on:,} "
+        f"training images, {settings.train.epochs} epochs, batches of {settings.train.batch_size}",
+        *(machine(kind, len(study.results)) for kind in provenance["machines"]),
+    ]
+    if trained:
+        speeds = [speed["images_per_second"] for speed in trained]
+        lines.append(
+            f"{progress.duration(sum(speed['seconds'] for speed in trained))} for {report.count(trained, 'training')}, "
+            f"{min(speeds):,.0f} to {max(speeds):,.0f} images per second, median {statistics.median(speeds):,.0f}"
+        )
+    lines.append(f"commit {provenance['commit'][:10]}, published on {provenance['date']}")
+    if provenance["archive"]:
+        what = ARCHIVES.get(provenance["archive"], "which this project does not know")
+        lines.append(f"images: archive with the SHA-256 {provenance['archive']}, {what}")
+    return lines
+
+
+def machine(kind: Mapping[str, Any], runs: int) -> str:
+    """Return a kind of machine with its versions, and how many of the `runs` were computed on it if not all."""
+    provenance = kind["provenance"]
+    device = provenance["processor"] if provenance["device"] == "CPU" else provenance["device"]
+    threads = f"{provenance['threads']} thread{'s' * (provenance['threads'] > 1)}"
+    versions = ", ".join(f"{name} {version}" for name, version in provenance["versions"].items())
+    share = f"{len(kind['variants'])} of {runs} runs: " if len(kind["variants"]) < runs else ""
+    sets = " ".join(provenance["instruction_sets"])
+    return f"{share}{device} with {sets}, {threads}, {provenance['system']}; {versions}"
+
+
+def page(published: Mapping[str, Published], author: Sequence[Mapping[str, str]], template: str) -> str:
+    """Return docs/results.md: Markdown, from the published studies by name and the rows of the author's table."""
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    text = environment.from_string(template).render(context(published, author))
+    return re.sub(r"\n{3,}", "\n\n", text.strip()) + "\n"  # a table ends with a newline of its own
+
+
+def main() -> None:
+    """Write docs/results.md."""
+    text = page(read_published(), files.read_csv(AUTHOR), TEMPLATE.read_text(encoding="utf-8"))
+    files.write_bytes(PAGE, text.encode())
+    progress.say(f"written: {PAGE}")
+
+
+if __name__ == "__main__":
+    main()

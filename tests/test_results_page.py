@@ -1,0 +1,192 @@
+"""docs/results.md: its judgements, and that it says what results/ says."""
+
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dropout_study import calibration, files, report, results_page
+from dropout_study.publication import DIRECTORY, Published, read_published
+from dropout_study.results import Result, finished
+from dropout_study.settings import load_settings
+from tests.clones import PROJECT
+from tests.studies import rates_of, verdict_of
+from tests.test_results import result
+
+CLEAR, NEAR, WORSE = [0.80, 0.81, 0.82], [0.81, 0.80, 0.815], [0.60, 0.61, 0.62]
+AUTHOR = files.read_csv(PROJECT / results_page.AUTHOR)
+TEMPLATE = (PROJECT / results_page.TEMPLATE).read_text()
+MACHINE = {
+    "device": "CPU",
+    "processor": "Some CPU",
+    "instruction_sets": ["avx2"],
+    "system": "Linux x86_64",
+    "threads": 2,
+    "shards": 2,
+    "versions": {"python": "3.11.7", "keras": "3.15.1"},
+    "variables": {},
+}
+
+
+def runs(optimizer: str, accuracies: dict[float, list[float]]) -> list[Result]:
+    """Return runs with these test accuracies, and losses that rank them alike; a run of NaN diverged."""
+    return [
+        result(
+            f"{optimizer}-{rate}-{seed}",
+            test_accuracy=accuracy if math.isfinite(accuracy) else 0.1,
+            test_loss=2 - accuracy if math.isfinite(accuracy) else 2.3,
+            diverged=None if math.isfinite(accuracy) else 2,
+        )
+        for rate, values in accuracies.items()
+        for seed, accuracy in enumerate(values)
+    ]
+
+
+def published(name: str, rows: list[Result], preset: str = "cifar10-small") -> Published:
+    verdict = verdict_of(rows) | {"machines": [{"provenance": MACHINE, "variants": [row.variant for row in rows]}]}
+    settings = load_settings(PROJECT / f"presets/{preset}.yaml")
+    study = settings.study.model_copy(update={"optimizers": [*dict.fromkeys(row.optimizer for row in rows)]})
+    provenance: dict[str, Any] = {
+        "commit": "0123456789abcdef",
+        "date": "2026-11-25",
+        "archive": next(iter(results_page.ARCHIVES)),
+        "machines": verdict["machines"],
+        "trainings": {row.variant: {"epochs": 12, "seconds": 60.0, "images_per_second": 500.0} for row in rows},
+    }
+    bins = {row.variant: [calibration.Bin(0.6, 0.8, 500, 0.7, row.test_accuracy)] for row in finished(rows)}
+    return Published(
+        name, settings.model_copy(update={"study": study}), rows, rates_of(rows), verdict, bins, provenance
+    )
+
+
+def judged(accuracies: dict[float, list[float]], optimizer: str = "sgd") -> dict[str, Any]:
+    return verdict_of(runs(optimizer, accuracies))["optimizers"][optimizer]["accuracy"]
+
+
+def test_judge_rate_is_seen_if_every_other_rate_is_worse() -> None:
+    verdict, reason = results_page.judge_rate(judged({0.0: WORSE, 0.5: CLEAR}), "accuracy")
+
+    assert verdict == "seen"
+    assert re.fullmatch(r"Every other rate is worse; the closest, 0\.0, is 20\.0 ± .* points below 0\.5\.", reason)
+
+
+def test_judge_rate_is_not_seen_if_the_rate_is_worse() -> None:
+    verdict, reason = results_page.judge_rate(judged({0.0: CLEAR, 0.5: WORSE}), "accuracy")
+
+    assert verdict == "not seen"
+    assert re.fullmatch(r"0\.5 is 20\.0 ± .* points below 0\.0\.", reason)
+
+
+@pytest.mark.parametrize(("at_half", "leader"), [(NEAR, 0.3), (CLEAR, 0.5)])
+def test_judge_rate_is_not_decidable_among_several(at_half: list[float], leader: float) -> None:
+    other = CLEAR if at_half is NEAR else NEAR
+
+    verdict, reason = results_page.judge_rate(judged({0.0: WORSE, 0.3: other, 0.5: at_half}), "accuracy")
+
+    second = 0.5 if leader == 0.3 else 0.3
+    assert verdict == "not decidable"
+    assert re.fullmatch(rf"0\.3 and 0\.5 may have the highest accuracy: {second} is .* points below {leader}\.", reason)
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "reason"),
+    [
+        ({0.0: CLEAR, 0.3: WORSE}, "0.5 was not trained."),
+        ({0.0: CLEAR, 0.3: NEAR, 0.5: [0.8, math.nan]}, "Runs at 0.5 diverged."),
+        ({0.0: [0.5], 0.5: [0.9]}, "One run per rate gives no verdict."),
+    ],
+)
+def test_judge_rate_is_not_decidable_without_a_verdict_on_it(accuracies: dict[float, list[float]], reason: str) -> None:
+    assert results_page.judge_rate(judged(accuracies), "accuracy") == ("not decidable", reason)
+
+
+@pytest.mark.parametrize(
+    ("adadelta", "sgd", "verdict"),
+    [(CLEAR, WORSE, "seen"), (WORSE, CLEAR, "not seen"), (CLEAR, NEAR, "not decidable")],
+)
+def test_judge_optimizer_asks_to_whom_all_belong_that_may_be_best(
+    adadelta: list[float], sgd: list[float], verdict: str
+) -> None:
+    rows = [*runs("adadelta", {0.0: adadelta, 0.5: adadelta}), *runs("sgd", {0.0: sgd, 0.5: sgd})]
+
+    judgement = results_page.judge_optimizer(verdict_of(rows)["across_optimizers"], "adadelta")
+
+    assert judgement.verdict == verdict
+    assert re.match(r"By accuracy, \w+ at 0\.\d leads; \w+ at 0\.\d, the best of the other, is ", judgement.reason)
+    assert "By loss, " in judgement.reason
+
+
+def test_claims_without_a_second_optimizer_are_not_decidable() -> None:
+    main = published("cifar10-small", runs("adadelta", {0.0: WORSE, 0.5: CLEAR}))
+
+    judgements = [judgement for _, judgement in results_page.claims(main)]
+
+    assert [judgement.verdict for judgement in judgements] == [
+        "not decidable",
+        "not decidable",
+        "seen",
+        "not decidable",
+    ]
+    assert [judgement for _, judgement in results_page.claims(None)] != judgements
+
+
+def test_page_of_all_studies_has_every_section_and_their_figures() -> None:
+    both = [
+        *runs("adadelta", {0.0: WORSE, 0.2: NEAR, 0.3: NEAR, 0.5: CLEAR, 0.8: [0.1, math.nan]}),
+        *runs("sgd", {0.0: WORSE, 0.2: WORSE, 0.3: WORSE, 0.5: WORSE}),
+    ]
+    studies = {
+        "cifar10-small": published("cifar10-small", both),
+        "cifar10-1000": published("cifar10-1000", runs("adadelta", {0.0: [0.4, 0.41], 0.3: NEAR, 0.5: NEAR})),
+        "article-notebook": published("article-notebook", runs("adadelta", {0.5: [0.8123]}), "article-notebook"),
+    }
+
+    text = results_page.page(studies, AUTHOR, TEMPLATE)
+
+    headings = re.findall(r"^## (.*)$", text, re.MULTILINE)
+    assert len(headings) == 9
+    assert f"**{report.answer(studies['cifar10-small'].verdict)}**" in text
+    assert report.table(studies["cifar10-small"].verdict) in text
+    assert "| adadelta | 0.5 | 1 | 6 | 80.1 % | 81.2 % | 0.614 | 1.188 |" in text
+    assert "| `cifar10-small`, adadelta | 0.8 | 2, 1 diverged | 10.0 % | 1.900 | 0.2500 |" in text
+    assert "| adadelta | 0.5 | 81.0 % | 70.0 % | under | 10.0 (10.0–10.0) |" in text
+    assert "26 runs" in text
+    assert not re.search(r"\n{3,}|\{[{%]|None|nan", text)
+
+
+def test_page_without_studies_has_the_authors_figures_only() -> None:
+    text = results_page.page({}, AUTHOR, TEMPLATE)
+
+    assert re.findall(r"^## (.*)$", text, re.MULTILINE) == [
+        "The 10 % at 0.8 and 0.9",
+        "How these results were computed",
+    ]
+    assert "14.5063" in text
+
+
+def test_authors_figures_are_those_in_the_document_about_the_article() -> None:
+    document = (PROJECT / "docs/article.md").read_text()
+
+    accuracies = " | ".join(f"{100 * float(row['test_accuracy']):.1f} %" for row in AUTHOR)
+    losses = " | ".join(f"{float(row['test_loss']):.2f}" for row in AUTHOR)
+    assert f"| Test accuracy | {accuracies} |\n| Test loss | {losses} |" in document
+
+
+def test_committed_page_says_what_the_published_studies_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(PROJECT)
+
+    expected = results_page.page(read_published(), AUTHOR, TEMPLATE)
+
+    assert (PROJECT / results_page.PAGE).read_text() == expected
+
+
+def test_pictures_and_tables_of_the_committed_page_exist() -> None:
+    text = (PROJECT / results_page.PAGE).read_text()
+
+    targets = re.findall(r"\]\((\.\./results/[^)]+)\)", text)
+    for target in targets:
+        assert (PROJECT / "docs" / target).exists(), target
+    studies = {Path(target).parts[2] for target in targets}
+    assert studies == {*read_published(PROJECT / DIRECTORY)}

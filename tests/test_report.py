@@ -338,8 +338,8 @@ def test_answer_names_in_a_sentence_what_may_be_best_by_optimizer() -> None:
     rows = [*study({0.0: WORSE, 0.3: CLEAR, 0.5: NEAR}), *other_optimizer(study({0.0: [0.8], 0.5: [0.7]}), 0)]
 
     assert report.answer(verdict_of(rows)) == (
-        "With sgd, 0.3 and 0.5 may have the highest accuracy and 0.3 and 0.5 may have the lowest loss; with adam, no rate "
-        "can be called the best."
+        "With sgd, 0.3 and 0.5 may have the highest accuracy and 0.3 and 0.5 may have the lowest loss; "
+        "with adam, no rate can be called the best."
     )
 
 

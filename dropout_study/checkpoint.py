@@ -10,8 +10,9 @@ import io
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
 
 ROOT_VARIABLE = "DROPOUT_STUDY_CHECKPOINTS"
 ROOT = Path(".checkpoints")
-LOCKS = ROOT / "locks"
 DIGEST_BYTES = 64
+LEFTOVER_SECONDS = 600
 
 
 class State(NamedTuple):
@@ -54,12 +55,22 @@ def fingerprint(values: Any, arrays: Iterable[np.ndarray], modules: Iterable[Pat
     return digest.hexdigest()[:16]
 
 
+def root() -> Path:
+    """Return the directory of all checkpoints: the one that DROPOUT_STUDY_CHECKPOINTS names, else .checkpoints."""
+    return Path(os.environ.get(ROOT_VARIABLE, ROOT))
+
+
+def lock_file(key: str) -> Path:
+    """Return the file that is locked while the variant `key` trains; clones that share checkpoints share it."""
+    return root() / "locks" / f"{key}.lock"
+
+
 def locked(key: str) -> AbstractContextManager[None]:
-    """Hold the variant `key` of this project for this process, so that no other writes the same outputs.
+    """Hold the variant `key` for this process, so that no other writes the same checkpoints and outputs.
 
     Raises `StudyError` at once if another process holds it. See `files.locked`.
     """
-    return files.locked(LOCKS / f"{key}.lock", "another process is training this variant; wait for it, or end it")
+    return files.locked(lock_file(key), "another process is training this variant; wait for it, or end it")
 
 
 class Checkpoints:
@@ -72,7 +83,7 @@ class Checkpoints:
         self.key = key
         self.every = every
         self.epoch = 0  # of the latest checkpoint; 0 if there is none
-        self.root = Path(os.environ.get(ROOT_VARIABLE, ROOT))
+        self.root = root()
         self.directory = self.root / f"{key}-{digest}"
         self.latest = self.directory / "latest"
         self.previous = self.directory / "previous"
@@ -142,7 +153,10 @@ class Checkpoints:
         """Return the latest whole state, or None. Removes a damaged one and prints a warning."""
         if self.directory.exists():
             for leftover in self.directory.glob(".*"):
-                leftover.unlink(missing_ok=True)  # of a write that was killed
+                # Of a write that was killed. Where there are no locks, a young one may be another machine's.
+                with suppress(FileNotFoundError):
+                    if time.time() - leftover.stat().st_mtime > LEFTOVER_SECONDS:
+                        leftover.unlink()
         for path in (self.latest, self.previous):
             try:
                 content = path.read_bytes()

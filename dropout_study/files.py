@@ -8,6 +8,7 @@ import errno
 import io
 import json
 import os
+import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -116,7 +117,8 @@ def replacing(path: Path) -> Iterator[Path]:
     renamed, and is removed if the block fails. Directories above `path` are made.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    # The number is unique among machines, too, that share a directory.
+    temporary = path.with_name(f".{os.getpid()}{secrets.randbelow(10**9):09}.{path.name}")
     try:
         yield temporary
         with temporary.open("rb+") as file:

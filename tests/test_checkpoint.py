@@ -103,13 +103,19 @@ def test_load_returns_previous_state_if_latest_is_unreadable(monkeypatch: pytest
     assert same(checkpoints.load(), state(1))
 
 
-def test_load_removes_leftovers_of_killed_write() -> None:
+def test_load_removes_leftovers_of_killed_write_and_leaves_what_may_be_another_machines() -> None:
     checkpoints = Checkpoints("sgd-0.5-0", DIGEST)
     checkpoints.save(state(1))
-    (checkpoints.directory / ".4711.latest").write_bytes(b"half")
+    old, young = (checkpoints.directory / f".{number}.latest" for number in (4711, 4712))
+    for path in (old, young):
+        path.write_bytes(b"half")
+    os.utime(old, (0, 0))
 
-    assert same(checkpoints.load(), state(1))
-    assert os.listdir(checkpoints.directory) == ["latest"]
+    loaded = checkpoints.load()
+
+    assert loaded is not None
+    assert loaded.epoch == 1
+    assert (old.exists(), young.exists()) == (False, True)
 
 
 def test_save_never_replaces_whole_state_by_damaged_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,6 +228,7 @@ def test_clear_removes_other_hashes_only_in_own_directory(
 
 def test_locked_holds_one_variant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DROPOUT_STUDY_CHECKPOINTS")
 
     with locked("sgd-0.5-0"), locked("sgd-0.5-1"), pytest.raises(StudyError) as error, locked("sgd-0.5-0"):
         pytest.fail("both hold it")
@@ -274,3 +281,16 @@ def test_fingerprint_changes_with_all_that_counts(change: Callable[..., Any], mo
 
     assert fingerprint(dict(reversed(values.items())), ARRAYS, modules) == first
     assert fingerprint(*change(values, ARRAYS, modules)) != first
+
+
+def test_locked_holds_a_variant_in_every_clone_that_shares_the_checkpoints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "one")
+
+    with locked("sgd-0.5-0"):
+        monkeypatch.chdir(tmp_path / "other")
+        with pytest.raises(StudyError, match="another process is training this variant"), locked("sgd-0.5-0"):
+            pytest.fail("both hold it")

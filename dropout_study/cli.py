@@ -57,7 +57,8 @@ def _default_in_project(file: Path) -> Callable[[click.Context, click.Parameter,
 def main() -> None:
     """Check settings, show and publish results, and classify images of a dropout study.
 
-    `dvc repro` runs the study. The commands work in every directory of the project.
+    `dvc repro` runs the study; `sweep` runs several trainings at a time. The commands work in every directory of the
+    project.
     """
 
 
@@ -145,6 +146,49 @@ def publish(name: str) -> None:
 
     os.chdir(find_project())
     click.echo(f"published: {publish(name)}/; `git add` it, and `make results-page` writes docs/results.md again")
+
+
+@main.command()
+@click.option("--workers", type=click.IntRange(1, 256), default=2, show_default=True, help="Trainings at a time.")
+@click.option(
+    "--threads-per-worker",
+    type=click.IntRange(1, 1024),
+    show_default="cores / workers",
+    help="Threads of each training. If train.threads is not 0, that is what counts.",
+)
+@click.option("--keep-going", is_flag=True, help="If a variant fails, still start the others.")
+@click.option("--fail-fast", is_flag=True, help="If a variant fails, end those that run, too.")
+@click.option("--dry-run", is_flag=True, help="Say what would be trained and how long it should take.")
+def sweep(workers: int, threads_per_worker: int | None, keep_going: bool, fail_fast: bool, dry_run: bool) -> None:
+    """Train several variants at a time on this machine.
+
+    Like `dvc repro`, with the same results: trains what is missing or out of date, each variant in a clone of its own,
+    then evaluates and draws. Ctrl-C keeps what is trained, and the rest resumes next time. `dropout-study status` in
+    another terminal shows how far it is.
+    """
+    from dropout_study.sweep.driver import Options, sweep
+
+    if keep_going and fail_fast:
+        raise click.UsageError("--keep-going and --fail-fast exclude each other")
+    os.chdir(find_project())
+    try:
+        sweep(Options(workers, threads_per_worker, keep_going, fail_fast, dry_run))
+    except KeyboardInterrupt:
+        click.echo("interrupted; what is trained is kept, run the same command to resume", err=True)
+        sys.exit(130)
+
+
+@main.command()
+def status() -> None:
+    """Show how far the trainings are.
+
+    Of a sweep: each variant's state, worker and last epoch, and the time left. Of `dvc repro`: which variants are
+    trained, and the one that runs. `dvc status` says whether results are up to date.
+    """
+    from dropout_study.sweep.status import show_status
+
+    os.chdir(find_project())
+    show_status()
 
 
 @main.command()

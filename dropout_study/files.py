@@ -9,6 +9,7 @@ import io
 import json
 import os
 import secrets
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,6 +47,8 @@ SUMMARY = Path("metrics/summary.csv")
 PLOTS = Path("metrics/plots")
 CLASSES = RAW / "classes.json"
 VEGA = Path("data/vega.js")
+
+LOCK_ATTEMPTS = 3
 
 # What flock raises on file systems without locks: NFS without lockd, some FUSE and cluster file systems.
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
@@ -98,9 +101,14 @@ def locked(path: Path, message: str) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise StudyError(f"{path}: {message}") from None
+            for attempt in range(LOCK_ATTEMPTS):
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if attempt + 1 == LOCK_ATTEMPTS:
+                        raise StudyError(f"{path}: {message}") from None
+                    time.sleep(0.05)  # `dropout-study status` may just be looking
         except OSError as error:
             if error.errno not in NO_LOCKS:
                 raise

@@ -1,0 +1,41 @@
+"""Git and DVC, called by their command lines."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from dropout_study.errors import StudyError
+
+# DVC as it is installed beside this Python, wherever the path leads.
+DVC = (sys.executable, "-m", "dvc")
+
+
+def environment(changes: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return this environment, with the programs beside this Python first on the path, and `changes`."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    return {**os.environ, "PATH": path, "DVC_NO_ANALYTICS": "1", **(changes or {})}
+
+
+def output(*command: str, cwd: Path | None = None, variables: Mapping[str, str] | None = None) -> str:
+    """Return what a command prints, without the last newline.
+
+    Raises `StudyError` with what it complains about if it fails or is not there.
+    """
+    try:
+        done = subprocess.run(
+            command,
+            cwd=cwd,
+            env=environment(variables),
+            capture_output=True,
+            text=True,
+            check=True,
+            stdin=subprocess.DEVNULL,
+        )
+    except FileNotFoundError:
+        raise StudyError(f"{command[0]} is needed, and is not on PATH") from None
+    except subprocess.CalledProcessError as error:
+        words = " ".join(word for word in command if word not in DVC[:2])
+        raise StudyError(f"`{words}` failed: {error.stderr.strip() or error.stdout.strip()}") from None
+    return done.stdout.rstrip("\n")

@@ -1,0 +1,172 @@
+"""What people see of a sweep: how far each variant is, on a terminal, in plain lines, and from another terminal."""
+
+import re
+import statistics
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from threading import RLock
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from dropout_study import files
+from dropout_study.progress import duration, say
+from dropout_study.sweep.project import SWEEP
+
+STATUS = SWEEP / "status.json"
+STATUS_SECONDS = 1.0  # between two writes of the status file
+EPOCH = re.compile(r"epoch +(\d+)/(\d+) .*validation loss +\S+  accuracy +(\S+%) +([\d,]+) images/s")
+WAITING, RUNNING, TRAINED, FAILED = "waiting", "running", "trained", "failed"
+
+
+@dataclass
+class Row:
+    """A variant of the sweep: its state, the worker that has it, seconds, and what its last epoch was like."""
+
+    state: str = WAITING
+    worker: str = ""
+    begin: float = 0.0  # seconds since 1970
+    seconds: float = 0.0
+    epoch: str = ""
+    accuracy: str = ""
+    speed: str = ""
+    attempts: int = 0
+
+
+class Board:
+    """The state of every variant of a sweep; safe to change from several threads.
+
+    `known_seconds` is how long trainings took before the sweep.
+    """
+
+    def __init__(self, keys: Sequence[str], workers: int, known_seconds: Sequence[float] = ()) -> None:
+        self.keys = keys
+        self.workers = workers
+        self.rows = {key: Row() for key in keys}
+        self._known_seconds = known_seconds
+        self._lock = RLock()
+        self._shown = False
+        self._live: Live | None = None
+        self._written = 0.0
+
+    def started(self, key: str, worker: str) -> None:
+        """Note that `worker` has begun with a variant."""
+        with self._lock:
+            row = self.rows[key]
+            row.state, row.worker, row.begin, row.attempts = RUNNING, worker, time.time(), row.attempts + 1
+        self._changed(f"{worker}: {key} started")
+
+    def line(self, key: str, text: str) -> None:
+        """Note a line that the training of a variant printed."""
+        match = EPOCH.search(text)
+        if match:
+            with self._lock:
+                row = self.rows[key]
+                row.epoch, row.accuracy, row.speed = f"{match[1]}/{match[2]}", match[3], match[4]
+            self._changed(f"{self.rows[key].worker}: {text}")
+
+    def ended(self, key: str, state: str, why: str = "") -> None:
+        """Note that a variant is trained, has failed, or waits again."""
+        with self._lock:
+            row = self.rows[key]
+            row.state, row.seconds = state, time.time() - row.begin
+        left = self.left()
+        rest = f", {duration(left)} left" if left else ""
+        text = f"{row.worker}: {key} {state}{f' ({why})' if why else ''} after {duration(row.seconds)}"
+        self._changed(f"{text}; {self.count(TRAINED)} of {len(self.rows)}{rest}")
+
+    def count(self, state: str) -> int:
+        """Return how many variants are in a state."""
+        return sum(row.state == state for row in self.rows.values())
+
+    def left(self) -> float | None:
+        """Return how many seconds the rest should take, by the trainings so far; None if there are none."""
+        with self._lock:
+            took = [row.seconds for row in self.rows.values() if row.state == TRAINED] or [*self._known_seconds]
+            if not took:
+                return None
+            each = statistics.median(took)
+            running = sum(
+                max(0.0, each - (time.time() - row.begin)) for row in self.rows.values() if row.state == RUNNING
+            )
+            return (self.count(WAITING) * each + running) / self.workers
+
+    def _changed(self, text: str) -> None:
+        if self._live is None and self._shown:
+            say(text)
+        self.write()
+
+    def write(self, *, now: bool = False) -> None:
+        """Write the status file, once a second at most unless `now`."""
+        with self._lock:
+            if now or time.time() - self._written > STATUS_SECONDS:
+                self._written = time.time()
+                rows = {key: asdict(row) for key, row in self.rows.items()}
+                files.write_json(STATUS, {"left": self.left(), "rows": rows})
+
+    @contextmanager
+    def shown(self) -> Iterator[None]:
+        """Show the board while the block runs: in place on a terminal, as plain lines elsewhere."""
+        self._shown = True
+        try:
+            if sys.stdout.isatty():
+                with Live(get_renderable=self.render, refresh_per_second=2) as self._live:
+                    yield
+            else:
+                yield
+        finally:
+            self._live, self._shown = None, False
+            self.write(now=True)
+
+    def render(self) -> Group:
+        """Return a bar over all variants, and a line for each that runs."""
+        with self._lock:
+            return drawn(self.rows, self.left())
+
+
+def drawn(rows: Mapping[str, Row], left: float | None) -> Group:
+    """Return a bar over all variants with the time left, and a line for each that runs."""
+    trained, failed = (sum(row.state == state for row in rows.values()) for state in (TRAINED, FAILED))
+    text = f" {trained} of {len(rows)} trained" + (f", {failed} failed" if failed else "")
+    head = Table.grid()
+    head.add_row(ProgressBar(total=len(rows), completed=trained, width=40), Text(text + _remaining(left)))
+    running = Table.grid(padding=(0, 2))
+    for key, row in rows.items():
+        if row.state == RUNNING:
+            epoch = f"epoch {row.epoch}" if row.epoch else "starting"
+            speed = f"{row.speed} images/s" if row.speed else ""
+            running.add_row(row.worker, key, epoch, row.accuracy, speed, duration(time.time() - row.begin))
+    return Group(head, running)
+
+
+def _remaining(left: float | None) -> str:
+    return f", {duration(left)} left" if left else ""
+
+
+def final_table(board: Board) -> Table:
+    """Return what came of each variant: where, how long, and the validation accuracy of its last epoch."""
+    table = Table("variant", "state", "worker", "time", "accuracy", "attempts", box=None, header_style="bold")
+    for key, row in board.rows.items():
+        took = duration(row.seconds) if row.seconds else ""
+        table.add_row(key, row.state, row.worker, took, row.accuracy, str(row.attempts or ""))
+    return table
+
+
+def show(renderable: Any) -> None:
+    """Print something that `rich` draws, plainly where there is no terminal."""
+    Console(soft_wrap=not sys.stdout.isatty()).print(renderable)
+
+
+def read_status() -> tuple[dict[str, Row], float | None] | None:
+    """Return the rows and the time left of the sweep that runs or ran last in this project; None if there is none."""
+    if not STATUS.exists():
+        return None
+    status = files.read_json(STATUS)
+    return {key: Row(**row) for key, row in status["rows"].items()}, status["left"]

@@ -1,0 +1,34 @@
+"""dvc.lock as text, a stage a block: taken apart, and put together, in milliseconds where DVC takes seconds."""
+
+from collections.abc import Iterable, Mapping
+
+HEADER = "schema: '2.0'\nstages:\n"
+
+
+def split(text: str) -> dict[str, str]:
+    """Return the blocks of a dvc.lock by the name of their stage, in order."""
+    blocks: dict[str, str] = {}
+    name = ""
+    for line in text.removeprefix(HEADER).splitlines(keepends=True):
+        if line.startswith("  ") and line[2] != " ":
+            name = line.strip().removesuffix(":").strip("'\"")
+            blocks[name] = ""
+        if name:
+            blocks[name] += line
+    return blocks
+
+
+def join(blocks: Mapping[str, str]) -> str:
+    """Return the dvc.lock that has these blocks."""
+    return HEADER + "".join(blocks.values())
+
+
+def only(text: str, stages: Iterable[str]) -> str:
+    """Return a dvc.lock with nothing but `stages` of the one in `text`: what DVC reads and writes fast."""
+    blocks = split(text)
+    return join({name: blocks[name] for name in stages if name in blocks})
+
+
+def merged(text: str, entries: Mapping[str, str]) -> str:
+    """Return a dvc.lock with new blocks: in place of old ones, else at the end, as after `dvc repro`."""
+    return join({**split(text), **entries})

@@ -1,0 +1,120 @@
+"""What a sweep asks of the project: which variants are missing, a snapshot to train from, and to take results in."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from dropout_study import files
+from dropout_study.commands import DVC, output
+from dropout_study.sweep import lockfile
+
+LOCK = Path("dvc.lock")
+REF = "refs/dropout-study/sweep"
+SWEEP = Path(".dvc/tmp/sweep")  # which neither Git nor DVC looks into
+DATA_STAGES = ("download", "normalize")
+# Whoever makes the commit of a snapshot is of no interest, and need not have told Git a name.
+NOBODY = {
+    f"GIT_{role}_{what}": value
+    for role in ("AUTHOR", "COMMITTER")
+    for what, value in (("NAME", "dropout-study"), ("EMAIL", "sweep@localhost"))
+}
+
+
+def stage_of(key: str) -> str:
+    """Return the DVC stage that trains the variant `key`."""
+    return f"train@{key}"
+
+
+def missing(keys: Iterable[str]) -> list[str]:
+    """Return those of the variants whose outputs are not there or are out of date, as DVC sees it."""
+    stale = json.loads(output(*DVC, "status", "--json"))
+    return [key for key in keys if stage_of(key) in stale]
+
+
+def uncommitted() -> list[str]:
+    """Return the files of the workspace that are not as in the last commit, results left out."""
+    lines = output("git", "status", "--porcelain", "--untracked-files=all").splitlines()
+    paths = [line[3:].partition(" -> ")[2] or line[3:] for line in lines]
+    return [path for path in paths if not path.startswith(("metrics/", "results/")) and path != str(LOCK)]
+
+
+def snapshot() -> str:
+    """Keep the workspace as a commit on a private ref, untracked files included, and return that commit.
+
+    Neither the branch nor the index of the user changes.
+    """
+    index = {"GIT_INDEX_FILE": output("git", "rev-parse", "--git-path", "dropout-study-index")}
+    try:
+        output("git", "add", "--all", variables=index)
+        tree = output("git", "write-tree", variables=index)
+    finally:
+        Path(index["GIT_INDEX_FILE"]).unlink(missing_ok=True)
+    commit = output("git", "commit-tree", tree, "-m", "What a sweep trains", variables=NOBODY)
+    output("git", "update-ref", REF, commit)
+    return commit
+
+
+def remove_snapshot() -> None:
+    """Remove the private ref; its objects go with Git's own housekeeping."""
+    output("git", "update-ref", "-d", REF)
+
+
+def data_entries() -> str:
+    """Return a dvc.lock that only knows the data: what a worker starts from."""
+    return lockfile.only(LOCK.read_text(encoding="utf-8"), DATA_STAGES)
+
+
+def refusal(key: str, entry: str) -> str | None:
+    """Return why the lock entry of a variant is not what this project's own training would write; None if it is.
+
+    A worker may have run other code, other settings or other data.
+    """
+    stage = YAML(typ="safe").load(entry)[stage_of(key)]
+    own = _outputs()
+    for dependency in stage["deps"]:
+        path = dependency["path"]
+        expected = own.get(path) or _md5(Path(path))
+        if dependency["md5"] != expected:
+            return f"it was trained with another {path}"
+    settings = YAML(typ="safe").load(files.SETTINGS.read_text(encoding="utf-8"))
+    for name, value in stage.get("params", {}).get(str(files.SETTINGS), {}).items():
+        if _setting(settings, name) != value:
+            return f"it was trained with {name}: {value}"
+    return None
+
+
+def _outputs() -> dict[str, str]:
+    """Return the MD5 of each output of the data stages, by path."""
+    stages = YAML(typ="safe").load(data_entries())["stages"]
+    return {out["path"]: out["md5"] for stage in stages.values() for out in stage["outs"]}
+
+
+def _md5(path: Path) -> str | None:
+    return hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest() if path.exists() else None
+
+
+def _setting(settings: Any, name: str) -> Any:
+    for part in name.split("."):
+        settings = settings.get(part) if isinstance(settings, dict) else None
+    return settings
+
+
+def take_in(entries: Mapping[str, str]) -> None:
+    """Put the lock entries of trained variants, by key, into dvc.lock, and their outputs where they belong.
+
+    The outputs have to be in DVC's cache. `dvc repro` would do the same, each variant dearer than the one before.
+    """
+    if not entries:
+        return
+    merged = lockfile.merged(LOCK.read_text(encoding="utf-8"), {stage_of(key): entry for key, entry in entries.items()})
+    files.write_bytes(LOCK, merged.encode())
+    output(*DVC, "checkout", "--quiet", *map(stage_of, entries))
+
+
+def cache_directory() -> Path:
+    """Return the directory of DVC's cache."""
+    return Path(output(*DVC, "cache", "dir"))

@@ -1,0 +1,52 @@
+"""`dropout-study status`: how far the trainings are, as another terminal can see."""
+
+import fcntl
+import statistics
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from dropout_study import checkpoint, files
+from dropout_study.progress import duration, say
+from dropout_study.settings import load_settings
+from dropout_study.sweep import board as boards
+from dropout_study.sweep.driver import known_seconds
+from dropout_study.sweep.project import SWEEP
+
+
+def show_status() -> None:
+    """Print the state of the sweep that runs; without one, that of `dvc repro`, by outputs, locks and logs."""
+    if is_locked(SWEEP / "lock") and (status := boards.read_status()):
+        rows, left = status
+        boards.show(boards.drawn(rows, left))
+        return
+    settings = load_settings()
+    keys = [variant.key for variant in settings.variants]
+    running = [key for key in keys if is_locked(checkpoint.lock_file(key))]
+    trained = [key for key in keys if files.history_file(key).exists() and key not in running]
+    say(f"{len(trained)} of {len(keys)} variants are trained" + ("" if running else "; nothing runs"))
+    for key in running:
+        say(last_line(files.log_file(key)) or f"{key}  starting")
+    seconds = known_seconds(settings)
+    if running and seconds:
+        each = statistics.median(seconds)
+        begin = min(checkpoint.lock_file(key).stat().st_mtime for key in running)
+        left = max(0.0, (len(keys) - len(trained)) * each - min(each, time.time() - begin))
+        say(f"about {duration(left)} left, at {duration(each)} each")
+
+
+def is_locked(path: Path) -> bool:
+    """Return whether a process holds the lock file `path`."""
+    with suppress(OSError), path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def last_line(log: Path) -> str | None:
+    """Return the last line of a log, without the name of its directory; None if there is none."""
+    with suppress(OSError, IndexError):
+        return log.read_text(encoding="utf-8", errors="replace").splitlines()[-1]
+    return None

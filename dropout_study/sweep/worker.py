@@ -1,0 +1,149 @@
+"""A worker: a clone of the project in which one variant after another is trained, each by `dvc repro`.
+
+Training in a clone keeps `dvc` processes out of each other's way, and DVC's lock short, which is what makes it fast.
+Results go into the cache that the clones share; the worker hands back the variant's entry in dvc.lock.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import IO, NamedTuple
+
+from dropout_study import checkpoint, files
+from dropout_study.commands import DVC, environment, output
+from dropout_study.sweep import keeper, lockfile
+from dropout_study.sweep.project import LOCK, stage_of
+
+LAST_LINES = 15
+# What DVC says of a training that a signal ended, and the keeper's exit status if one ended DVC itself.
+KILLED = re.compile(r"exited with (-\d+|130|143)$")
+SIGNALLED = range(129, 160)
+# What is data to a training, of all that download and normalize write.
+DATA = ("data/raw/classes.json", "normalize")
+CONFIG = """[core]
+    analytics = false
+    check_update = false
+[cache]
+    dir = {cache}
+    type = "reflink,hardlink,copy"
+"""
+
+
+class Outcome(NamedTuple):
+    """What came of a variant: its entry in dvc.lock, or None and the last lines that were printed."""
+
+    entry: str | None
+    last_lines: Sequence[str]
+    signalled: bool  # whether a signal ended it, which says nothing against the variant
+
+
+class Worker:
+    """A clone of the project in `directory` that trains variants one at a time, on `cores` (None: on all)."""
+
+    def __init__(self, directory: Path, cores: frozenset[int] | None = None) -> None:
+        self.directory = directory
+        self.cores = cores
+        self._lock = ""
+        self._held: IO[bytes] | None = None
+        self._stop: Callable[[], None] | None = None
+
+    def prepare(self, project: Path, commit: str, cache: Path, lock: str) -> None:
+        """Make the clone: the code and settings of `commit` of `project`, its data, its logs and its checkpoints.
+
+        `cache` is DVC's cache, `lock` the dvc.lock that each variant starts from.
+        """
+        self.directory.parent.mkdir(parents=True, exist_ok=True)
+        output("git", "clone", "--quiet", "--shared", "--no-checkout", str(project), str(self.directory))
+        self._held = held(self.directory)
+        output("git", "checkout", "--quiet", "--detach", commit, cwd=self.directory)
+        (self.directory / ".dvc/config.local").write_text(CONFIG.format(cache=cache), encoding="utf-8")
+        self._lock = lock
+        (self.directory / LOCK).write_text(lock, encoding="utf-8")
+        (project / files.LOGS).mkdir(exist_ok=True)
+        (self.directory / files.LOGS).symlink_to(project / files.LOGS)
+        self._dvc("checkout", "--quiet", *DATA)
+        self.checkpoints = project / checkpoint.root()
+
+    def _variables(self) -> dict[str, str]:
+        return {"DVC_SITE_CACHE_DIR": str(self.directory / ".dvc/tmp/site")}
+
+    def _dvc(self, *arguments: str) -> str:
+        return output(*DVC, *arguments, cwd=self.directory, variables=self._variables())
+
+    def train(self, key: str, on_line: Callable[[str], None]) -> Outcome:
+        """Train the variant `key`, or take it from DVC's cache; `on_line` gets every line that is printed."""
+        assert self._held
+        (self.directory / LOCK).write_text(self._lock, encoding="utf-8")
+        command = [sys.executable, keeper.__file__, *DVC, "repro", "--single-item", stage_of(key)]
+        variables = self._variables() | {checkpoint.ROOT_VARIABLE: str(self.checkpoints)}
+        process = subprocess.Popen(
+            command,
+            cwd=self.directory,
+            env=environment(variables),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+            pass_fds=[self._held.fileno()],
+            preexec_fn=self._pin if self.cores else None,
+        )
+        assert process.stdin
+        assert process.stdout
+        self._stop = process.stdin.close
+        last_lines: deque[str] = deque(maxlen=LAST_LINES)
+        with process:
+            for line in process.stdout:
+                last_lines.append(line.rstrip("\n"))
+                on_line(last_lines[-1])
+            status = process.wait()
+            self._stop = None
+        if status:
+            return Outcome(None, [*last_lines], status in SIGNALLED or any(map(KILLED.search, last_lines)))
+        entry = lockfile.split((self.directory / LOCK).read_text(encoding="utf-8"))[stage_of(key)]
+        return Outcome(entry, [*last_lines], signalled=False)
+
+    def _pin(self) -> None:
+        if hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(0, self.cores or ())
+
+    def stop(self) -> None:
+        """End what is being trained, from another thread: after its step, and within seconds."""
+        if stop := self._stop:
+            stop()
+
+    def remove(self) -> None:
+        """Remove the clone."""
+        if self._held:
+            self._held.close()
+            self._held = None
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+
+def held(directory: Path) -> IO[bytes]:
+    """Return a file in the clone that is locked as long as it, or a copy of its descriptor, is open in any process."""
+    import fcntl
+
+    file = (directory / ".git/dropout-study.lock").open("ab")
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return file
+
+
+def remove_leftovers(directory: Path) -> list[Path]:
+    """Remove and return the clones below `directory` whose driver was killed; those in which something runs stay."""
+    removed = []
+    for clone in sorted(directory.glob("worker-*")):
+        try:
+            if (clone / ".git").exists():
+                held(clone).close()
+        except BlockingIOError:
+            continue
+        shutil.rmtree(clone, ignore_errors=True)
+        removed.append(clone)
+    return removed

@@ -1,0 +1,344 @@
+"""`dropout-study sweep` on this machine: the real dvc and git, real processes and signals."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from dropout_study import files
+from tests.clones import FAKE_TRAINER, Clone, copied, environment, small_project
+
+pytestmark = pytest.mark.pipeline
+
+KEYS = ("sgd-0.0-0", "sgd-0.5-0", "adadelta-0.0-0", "adadelta-0.5-0")
+# Put before the fake trainer's work: it waits while a file hold-<key> is there, and fails if fail-<key> is.
+GATE = """
+def main(key: str | None = None) -> None:
+    import sys, time
+    from pathlib import Path
+    key = key or os.environ["DVC_STAGE"].partition("@")[2]
+    gates = Path({gates!r})
+    with (gates / "started").open("a") as log:
+        log.write(key + "\\n")
+    epoch = "epoch 1/2  loss 1.0  accuracy  10.00%  validation loss 1.0  accuracy  12.00%  1,234 images/s  9 s left"
+    print(f"{{key}}  {{epoch}}", flush=True)
+    while (gates / f"hold-{{key}}").exists():
+        time.sleep(0.05)
+    if (gates / f"fail-{{key}}").exists():
+        sys.exit(f"error: {{key}} cannot be trained")
+    train(key)
+
+"""
+
+
+@pytest.fixture(scope="module")
+def untrained(tmp_path_factory: pytest.TempPathFactory) -> Clone:
+    """A small project with the fake trainer, data and four variants, none of which is trained."""
+    clone = small_project(tmp_path_factory.mktemp("untrained") / "project")
+    shutil.copy(FAKE_TRAINER, clone.path / "stages" / "train.py")
+    clone.repro("normalize")
+    clone.commit("no variant is trained")
+    return clone
+
+
+@pytest.fixture
+def swept(untrained: Clone, tmp_path: Path) -> Iterator[Clone]:
+    """A copy of it, whose trainer waits and fails as files in `gates` beside it say."""
+    gates = tmp_path / "gates"
+    gates.mkdir()
+    with copied(untrained, tmp_path / "project") as clone:
+        trainer = clone.path / "stages/train.py"
+        source = trainer.read_text().replace("def main(", "def train(")
+        place = source.index("\n\nif __name__")
+        trainer.write_text(source[:place] + GATE.format(gates=str(gates)) + source[place:])
+        clone.commit("a trainer with gates")
+        yield clone
+
+
+def gates(clone: Clone) -> Path:
+    return clone.path.parent / "gates"
+
+
+def started(clone: Clone) -> list[str]:
+    """Return the variants whose training has been started, in order."""
+    log = gates(clone) / "started"
+    return log.read_text().split() if log.exists() else []
+
+
+def sweeping(clone: Clone, *options: str) -> subprocess.Popen[str]:
+    """Start a sweep and return its process, which has a group of its own."""
+    return subprocess.Popen(
+        ["dropout-study", "sweep", *options],
+        cwd=clone.path,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+
+
+def processes(clone: Clone) -> list[int]:
+    """Return the processes that work in the clone or below it."""
+    below = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            directory = os.readlink(path / "cwd")
+        except OSError:
+            continue
+        if Path(directory).is_relative_to(clone.path) and int(path.name) != os.getpid():
+            below.append(int(path.name))
+    return below
+
+
+def assert_nothing_left(clone: Clone) -> None:
+    wait_until(lambda: not processes(clone), 20)
+    assert not list((clone.path / ".dvc/tmp/sweep").glob("worker-*"))
+    assert clone.run("git", "for-each-ref", "refs/dropout-study").stdout == ""
+    assert clone.run("git", "status", "--porcelain", "--", ":!metrics", ":!dvc.lock").stdout == ""
+
+
+def outputs(clone: Clone) -> dict[str, bytes]:
+    """Return dvc.lock and every output of the trainings, of evaluate and of plot."""
+    paths = [path for name in ("models", "metrics", "data/predictions") for path in (clone.path / name).rglob("*")]
+    contents = {str(path.relative_to(clone.path)): path.read_bytes() for path in paths if path.is_file()}
+    return contents | {"dvc.lock": (clone.path / "dvc.lock").read_bytes()}
+
+
+def test_sweep_gives_the_bytes_of_a_sequential_run(untrained: Clone, tmp_path: Path) -> None:
+    with copied(untrained, tmp_path / "sequential") as sequential, copied(untrained, tmp_path / "swept") as swept:
+        shutil.rmtree(sequential.path / ".dvc/cache/runs")
+        sequential.repro()
+
+        printed = swept.run("dropout-study", "sweep").stdout
+
+        assert outputs(swept) == outputs(sequential)
+        assert "4 of 4 variants to train with 2 workers, 1 thread each" in printed
+        assert "Running stage 'evaluate'" in printed
+        assert not re.search("Running stage 'train", printed)
+        assert swept.dvc("status") == "Data and pipelines are up to date.\n"
+        assert_nothing_left(swept)
+
+
+def test_sweep_trains_only_what_is_missing(clone: Clone) -> None:
+    clone.change(study__dropouts=[0.0, 0.3, 0.5])
+
+    printed = clone.run("dropout-study", "sweep").stdout
+
+    assert "2 of 6 variants to train" in printed
+    assert re.findall(r": (\S+) started", printed) == ["sgd-0.3-0", "adadelta-0.3-0"]
+    assert "what runs is the workspace, which is not as committed: params.yaml" in printed
+    assert clone.dvc("status") == "Data and pipelines are up to date.\n"
+
+
+def test_sweep_of_a_complete_study_trains_nothing(clone: Clone) -> None:
+    printed = clone.run("dropout-study", "sweep").stdout
+
+    assert "0 of 4 variants to train" in printed
+    assert "started" not in printed
+
+
+def test_dry_run_names_what_would_be_trained_and_trains_nothing(swept: Clone) -> None:
+    (swept.path / "logs").mkdir(exist_ok=True)
+    (swept.path / "logs/sgd-0.0-0.log").write_text("sgd-0.0-0  finished: 2 epochs in 120.0 s, 3 images/s\n")
+
+    printed = swept.run("dropout-study", "sweep", "--dry-run", "--workers", "4").stdout
+
+    assert re.findall(r"^would train (\S+)$", printed, re.MULTILINE) == [*KEYS]
+    assert "about 2 min 00 s if workers do not slow each other" in printed
+    assert started(swept) == []
+
+
+def test_failed_variant_stops_new_ones_and_keeps_what_is_trained(swept: Clone) -> None:
+    (gates(swept) / "hold-sgd-0.5-0").touch()
+    (gates(swept) / "fail-sgd-0.0-0").touch()
+    sweep = sweeping(swept)
+    wait_until(lambda: len(started(swept)) == 2)
+    time.sleep(2)  # the failure is noticed
+    (gates(swept) / "hold-sgd-0.5-0").unlink()
+
+    printed, _ = sweep.communicate(timeout=60)
+
+    assert sweep.returncode == 1
+    assert started(swept) == ["sgd-0.0-0", "sgd-0.5-0"] or started(swept) == ["sgd-0.5-0", "sgd-0.0-0"]
+    assert "sgd-0.0-0 failed; the last lines of logs/sgd-0.0-0.log:" in printed
+    assert "error: sgd-0.0-0 cannot be trained" in printed
+    assert "2 of 4 variants were not trained; 1 are trained and kept" in printed.replace("\n", " ")
+    assert (swept.path / "metrics/history/sgd-0.5-0.csv").exists()
+    assert_nothing_left(swept)
+
+
+def test_keep_going_trains_the_others(swept: Clone) -> None:
+    (gates(swept) / "fail-sgd-0.0-0").touch()
+
+    done = swept.run("dropout-study", "sweep", "--keep-going", check=False)
+
+    assert done.returncode == 1
+    assert "1 of 4 variants failed; `dropout-study sweep` tries them again; 3 are trained and kept" in done.stderr
+    (gates(swept) / "fail-sgd-0.0-0").unlink()
+    assert "1 of 4 variants to train" in swept.run("dropout-study", "sweep").stdout
+    assert sorted(started(swept)) == sorted([*KEYS, "sgd-0.0-0"])
+
+
+def test_fail_fast_ends_what_runs(swept: Clone) -> None:
+    (gates(swept) / "hold-sgd-0.5-0").touch()
+    (gates(swept) / "fail-sgd-0.0-0").touch()
+
+    done = swept.run("dropout-study", "sweep", "--fail-fast", check=False)
+
+    assert done.returncode == 1
+    assert "sgd-0.5-0 waiting (interrupted)" in done.stdout
+    assert_nothing_left(swept)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupt_keeps_what_is_trained_and_the_next_sweep_trains_the_rest(swept: Clone, number: int) -> None:
+    (gates(swept) / "hold-sgd-0.5-0").touch()
+    (gates(swept) / "hold-adadelta-0.0-0").touch()
+    sweep = sweeping(swept)
+    wait_until(lambda: len(started(swept)) == 3)
+
+    sweep.send_signal(number)
+    printed, _ = sweep.communicate(timeout=60)
+
+    assert sweep.returncode == 130
+    assert "interrupted; what is trained is kept, run the same command to resume" in printed
+    assert (swept.path / "metrics/history/sgd-0.0-0.csv").exists()
+    assert_nothing_left(swept)
+    for gate in gates(swept).glob("hold-*"):
+        gate.unlink()
+    assert "3 of 4 variants to train" in swept.run("dropout-study", "sweep").stdout
+
+
+def test_killed_driver_leaves_nothing_running_and_nothing_is_lost(swept: Clone) -> None:
+    (gates(swept) / "hold-sgd-0.5-0").touch()
+    (gates(swept) / "hold-adadelta-0.0-0").touch()
+    sweep = sweeping(swept)
+    wait_until(lambda: len(started(swept)) == 3)
+
+    sweep.kill()
+    sweep.communicate()
+
+    wait_until(lambda: not processes(swept), 20)
+    for gate in gates(swept).glob("hold-*"):
+        gate.unlink()
+    printed = swept.run("dropout-study", "sweep").stdout
+    assert "removed the clone of a sweep that was killed: .dvc/tmp/sweep/worker-1" in printed
+    assert started(swept).count("sgd-0.0-0") == 1
+    assert swept.dvc("status") == "Data and pipelines are up to date.\n"
+    assert_nothing_left(swept)
+
+
+def test_killed_training_is_tried_again(swept: Clone) -> None:
+    (gates(swept) / "hold-sgd-0.0-0").touch()
+    sweep = sweeping(swept, "--workers", "1")
+    wait_until(lambda: started(swept) == ["sgd-0.0-0"])
+    (training,) = [
+        pid for pid in processes(swept) if b"stages.train" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    ]
+
+    os.kill(training, signal.SIGKILL)
+    (gates(swept) / "hold-sgd-0.0-0").unlink()
+    printed, _ = sweep.communicate(timeout=90)
+
+    assert sweep.returncode == 0
+    assert "sgd-0.0-0 waiting (killed, will be tried again)" in printed
+    assert started(swept).count("sgd-0.0-0") == 2
+
+
+def test_second_sweep_in_a_project_is_refused_and_status_shows_the_first(swept: Clone) -> None:
+    for key in KEYS:
+        (gates(swept) / f"hold-{key}").touch()
+    sweep = sweeping(swept)
+    wait_until(lambda: len(started(swept)) == 2)
+
+    second = swept.run("dropout-study", "sweep", check=False)
+    wait_until(lambda: "1/2" in (swept.path / ".dvc/tmp/sweep/status.json").read_text())
+    status = swept.run("dropout-study", "status").stdout
+
+    for gate in gates(swept).glob("hold-*"):
+        gate.unlink()
+    sweep.communicate(timeout=90)
+    assert second.returncode == 1
+    assert "another sweep runs in this project" in second.stderr
+    assert "0 of 4 trained" in status
+    assert re.search(r"worker-[12] +sgd-0\.0-0 +epoch 1/2 +12\.00% +1,234 images/s", status)
+    after = swept.run("dropout-study", "status").stdout
+    assert after == "4 of 4 variants are trained; nothing runs\n"
+
+
+def test_status_of_dvc_repro_names_the_variant_that_runs(swept: Clone) -> None:
+    key = "sgd-0.5-0"
+    (swept.path / "metrics/history").mkdir(parents=True, exist_ok=True)
+    (swept.path / "metrics/history/sgd-0.0-0.csv").touch()
+    (swept.path / "logs").mkdir(exist_ok=True)
+    (swept.path / f"logs/{key}.log").write_text(f"{key}  epoch 3/9\n")
+    lock = swept.path / f".checkpoints/locks/{key}.lock"
+
+    with files.locked(lock, "busy"):
+        printed = swept.run("dropout-study", "status").stdout
+
+    assert printed == f"1 of 4 variants are trained\n{key}  epoch 3/9\n"
+
+
+def test_settings_that_change_during_a_sweep_keep_results_out_of_the_lock(swept: Clone) -> None:
+    (gates(swept) / "hold-sgd-0.0-0").touch()
+    sweep = sweeping(swept)
+    wait_until(lambda: "sgd-0.0-0" in started(swept))
+    swept.change(train__epochs=3)
+    (gates(swept) / "hold-sgd-0.0-0").unlink()
+
+    printed, _ = sweep.communicate(timeout=90)
+
+    assert sweep.returncode == 1
+    assert "sgd-0.0-0: not taken in, it was trained with train.epochs: 2" in printed
+    assert "train@sgd" not in (swept.path / "dvc.lock").read_text()
+
+
+def test_threads_that_contradict_the_settings_are_refused(swept: Clone) -> None:
+    done = swept.run("dropout-study", "sweep", "--threads-per-worker", "2", check=False)
+
+    assert done.returncode == 1
+    assert "--threads-per-worker 2: params.yaml fixes train.threads = 1" in done.stderr
+
+
+def test_one_core_per_worker_if_the_settings_leave_threads_open(swept: Clone) -> None:
+    swept.change(train__threads=0)
+    for key in KEYS[:2]:
+        (gates(swept) / f"hold-{key}").touch()
+    sweep = sweeping(swept, "--threads-per-worker", "1")
+    wait_until(lambda: len(started(swept)) == 2)
+
+    shares = [
+        os.sched_getaffinity(pid)
+        for pid in processes(swept)
+        if b"stages.train" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    ]
+
+    for gate in gates(swept).glob("hold-*"):
+        gate.unlink()
+    sweep.communicate(timeout=90)
+    assert [len(share) for share in shares] == [1, 1]
+    assert len(os.sched_getaffinity(0)) == 1 or shares[0] != shares[1]
+
+
+def test_published_status_is_json(swept: Clone) -> None:
+    swept.run("dropout-study", "sweep")
+
+    status = json.loads((swept.path / ".dvc/tmp/sweep/status.json").read_text())
+
+    assert {row["state"] for row in status["rows"].values()} == {"trained"}

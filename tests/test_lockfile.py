@@ -1,0 +1,41 @@
+"""dvc.lock as text against what YAML makes of it."""
+
+import pytest
+from ruamel.yaml import YAML
+
+from dropout_study.sweep import lockfile
+from tests.clones import PROJECT
+
+LOCK = (PROJECT / "dvc.lock").read_text()
+
+
+def parsed(text: str) -> dict[str, object]:
+    return dict(YAML(typ="safe").load(text)["stages"])
+
+
+def test_split_has_the_stages_that_yaml_has() -> None:
+    blocks = lockfile.split(LOCK)
+
+    assert list(blocks) == list(parsed(LOCK))
+    for name, block in blocks.items():
+        assert YAML(typ="safe").load(block) == {name: parsed(LOCK)[name]}
+
+
+def test_join_of_what_split_returns_is_the_file() -> None:
+    assert lockfile.join(lockfile.split(LOCK)) == LOCK
+
+
+def test_only_keeps_the_stages_that_are_named_and_there() -> None:
+    assert parsed(lockfile.only(LOCK, ["normalize", "missing"])) == {"normalize": parsed(LOCK)["normalize"]}
+
+
+@pytest.mark.parametrize("new", [False, True])
+def test_merged_replaces_in_place_and_appends_as_a_yaml_merge_would(new: bool) -> None:
+    name = "train@sgd-0.9-7" if new else "train@adadelta-0.3-1"
+    entry = lockfile.split(LOCK)["train@adadelta-0.3-0"].replace("adadelta-0.3-0", name.removeprefix("train@"))
+    expected = parsed(LOCK) | {name: parsed(lockfile.join({name: entry}))[name]}
+
+    merged = parsed(lockfile.merged(LOCK, {name: entry}))
+
+    assert merged == expected
+    assert list(merged) == list(expected)

@@ -196,6 +196,7 @@ def collapsed_rows(published: Iterable[Published], author: Sequence[Mapping[str,
             1,
             f"{100 * float(row['test_accuracy']):.1f} %",
             f"{float(row['test_loss']):.3f}",
+            f"{100 * float(row['train_accuracy']):.1f} %",
             f"{float(row['train_loss']):.4f}",
         )
         for row in author
@@ -204,8 +205,12 @@ def collapsed_rows(published: Iterable[Published], author: Sequence[Mapping[str,
     for study in published:
         for (optimizer, dropout), group in by_rate(study.results).items():
             if dropout in COLLAPSED_RATES:
-                losses = spread([run.train_loss for run in finished(group)], 1, ".4f")
-                rows.append((f"`{study.name}`, {optimizer}", dropout, runs(group), *measured(group), losses))
+                alive = finished(group)
+                accuracies = spread([100 * run.train_accuracy for run in alive], 1, ".1f") + (" %" if alive else "")
+                losses = spread([run.train_loss for run in alive], 1, ".4f")
+                rows.append(
+                    (f"`{study.name}`, {optimizer}", dropout, runs(group), *measured(group), accuracies, losses)
+                )
     return rows
 
 

@@ -205,11 +205,8 @@ def collapsed_rows(published: Iterable[Published], author: Sequence[Mapping[str,
     for study in published:
         for (optimizer, dropout), group in by_rate(study.results).items():
             if dropout in COLLAPSED_RATES:
-                alive = finished(group)
-                accuracies = spread([100 * run.train_accuracy for run in alive], 1, ".1f") + (" %" if alive else "")
-                losses = spread([run.train_loss for run in alive], 1, ".4f")
                 rows.append(
-                    (f"`{study.name}`, {optimizer}", dropout, runs(group), *measured(group), accuracies, losses)
+                    (f"`{study.name}`, {optimizer}", dropout, runs(group), *measured(group), *measured(group, "train"))
                 )
     return rows
 
@@ -239,11 +236,11 @@ def article_rows(study: Published, author: Sequence[Mapping[str, str]]) -> list[
     return rows
 
 
-def measured(group: Sequence[Result]) -> tuple[str, str]:
-    """Return test accuracy and test loss of the runs of a rate that did not diverge."""
+def measured(group: Sequence[Result], part: str = "test") -> tuple[str, str]:
+    """Return accuracy and loss, in `part`, of the runs of a rate that did not diverge."""
     alive = finished(group)
-    accuracy = spread([run.test_accuracy for run in alive], 100, ".1f")
-    return f"{accuracy} %" if alive else accuracy, spread([run.test_loss for run in alive], 1, ".3f")
+    accuracy = spread([getattr(run, f"{part}_accuracy") for run in alive], 100, ".1f")
+    return f"{accuracy} %" if alive else accuracy, spread([getattr(run, f"{part}_loss") for run in alive], 1, ".3f")
 
 
 def runs(group: Sequence[Result]) -> str:

@@ -150,7 +150,7 @@ def test_page_of_all_studies_has_every_section_and_their_figures() -> None:
     assert f"**{report.answer(studies['cifar10-small'].verdict)}**" in text
     assert report.table(studies["cifar10-small"].verdict) in text
     assert "| adadelta | 0.5 | 1 | 6 | 80.1 % | 81.2 % | 0.614 | 1.188 |" in text
-    assert "| `cifar10-small`, adadelta | 0.8 | 2, 1 diverged | 10.0 % | 1.900 | 75.0 % | 0.2500 |" in text
+    assert "| `cifar10-small`, adadelta | 0.8 | 2, 1 diverged | 10.0 % | 1.900 | 75.0 % | 0.250 |" in text
     assert "| adadelta | 0.5 | 81.0 % | 70.0 % | under | 10.0 (10.0–10.0) |" in text
     assert "26 runs" in text
     assert not re.search(r"\n{3,}|\{[{%]|None|nan", text)

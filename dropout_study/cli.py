@@ -2,11 +2,15 @@
 
 import json
 import os
+import signal
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from dropout_study import files
 from dropout_study.errors import StudyError
@@ -148,7 +152,7 @@ def publish(name: str) -> None:
     click.echo(f"published: {publish(name)}/; `git add` it, and `make results-page` writes docs/results.md again")
 
 
-@main.command()
+@main.group(invoke_without_command=True)
 @click.option("--workers", type=click.IntRange(1, 256), default=2, show_default=True, help="Trainings at a time.")
 @click.option(
     "--threads-per-worker",
@@ -159,23 +163,98 @@ def publish(name: str) -> None:
 @click.option("--keep-going", is_flag=True, help="If a variant fails, still start the others.")
 @click.option("--fail-fast", is_flag=True, help="If a variant fails, end those that run, too.")
 @click.option("--dry-run", is_flag=True, help="Say what would be trained and how long it should take.")
-def sweep(workers: int, threads_per_worker: int | None, keep_going: bool, fail_fast: bool, dry_run: bool) -> None:
-    """Train several variants at a time on this machine.
+@click.pass_context
+def sweep(context: click.Context, /, **options: Any) -> None:
+    """Train several variants at a time, here or on other machines.
 
     Like `dvc repro`, with the same results: trains what is missing or out of date, each variant in a clone of its own,
     then evaluates and draws. Ctrl-C keeps what is trained, and the rest resumes next time. `dropout-study status` in
     another terminal shows how far it is.
+
+    The commands below are for machines that share a Git repository and a DVC remote: docs/cluster.md.
     """
     from dropout_study.sweep.driver import Options, sweep
 
-    if keep_going and fail_fast:
+    if context.invoked_subcommand:
+        given = [name for name in options if context.get_parameter_source(name) is not ParameterSource.DEFAULT]
+        if given:
+            raise click.UsageError(f"--{given[0].replace('_', '-')} is not for {context.invoked_subcommand}")
+        return
+    if options["keep_going"] and options["fail_fast"]:
         raise click.UsageError("--keep-going and --fail-fast exclude each other")
     os.chdir(find_project())
+    threads = options.pop("threads_per_worker")
     try:
-        sweep(Options(workers, threads_per_worker, keep_going, fail_fast, dry_run))
+        sweep(Options(threads=threads, **options))
     except KeyboardInterrupt:
         click.echo("interrupted; what is trained is kept, run the same command to resume", err=True)
         sys.exit(130)
+
+
+@sweep.command()
+@click.argument("repository")
+def send(repository: str) -> None:
+    """Push a snapshot of the workspace and the data.
+
+    REPOSITORY is the URL or the name of a Git remote that every machine reaches. Data goes to DVC's default remote.
+    Prints the name of the sweep, and how to go about it.
+    """
+    from dropout_study.sweep.driver import send
+
+    os.chdir(find_project())
+    send(repository)
+
+
+@sweep.command()
+@click.argument("repository")
+@click.argument("name")
+@click.argument("key", required=False)
+@click.option("--index", type=click.IntRange(0), help="The place of the variant among those of the sweep, from 0.")
+@click.option(
+    "--scratch",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path(tempfile.gettempdir()) / "dropout-study",
+    show_default=True,
+    help="Where the clone is made.",
+)
+@click.option(
+    "--checkpoints",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="A directory that the machines share, so that another one can resume a training.  [default: in SCRATCH]",
+)
+def worker(
+    repository: str, name: str, key: str | None, index: int | None, scratch: Path, checkpoints: Path | None
+) -> None:
+    """Train one variant of a sweep that was sent.
+
+    NAME is that of the sweep, KEY or --index the variant. Needs no clone of the project. What is pushed already is not
+    trained again, so it does no harm to call it twice.
+    """
+    from dropout_study.sweep import remote
+
+    variant = key if index is None else index
+    if variant is None or None not in (key, index):
+        raise click.UsageError("name the variant either by KEY or by --index")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what schedulers send before they kill
+    try:
+        remote.work(repository, name, variant, scratch, checkpoints)
+    except KeyboardInterrupt:
+        click.echo("interrupted; the next call resumes from the checkpoint", err=True)
+        sys.exit(130)
+
+
+@sweep.command()
+@click.argument("repository")
+@click.argument("name")
+def collect(repository: str, name: str) -> None:
+    """Take in what the workers of a sweep pushed, then evaluate.
+
+    If variants are missing, takes in those that are there; call it again later.
+    """
+    from dropout_study.sweep.driver import collect
+
+    os.chdir(find_project())
+    collect(repository, name)
 
 
 @main.command()

@@ -1,6 +1,6 @@
 """Published studies: what came of a finished one, kept in results/<name>/ after params.yaml has moved on.
 
-A published study has its settings, tables, verdict and pictures, and where, on what and how fast it was computed: all
+A published study has its settings, tables, verdict and charts, and where, on what and how fast it was computed: all
 that docs/results.md is made of, and all that is left if the machine and DVC's cache are lost.
 """
 
@@ -25,6 +25,7 @@ TABLES = (
 )  # fmt: skip
 PROVENANCE = "provenance.json"
 PICTURES = "plots"
+IMAGES = ("samples", "mistakes")  # pictures of the data set's own images, which are not this project's to publish
 NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
 
 
@@ -36,6 +37,7 @@ class Published(NamedTuple):
     results: list[Result]
     rates: list[dict[str, Any]]
     verdict: dict[str, Any]
+    histories: list[dict[str, str]]
     reliability: dict[str, list[Bin]]
     provenance: dict[str, Any]
 
@@ -64,7 +66,8 @@ def publish(name: str) -> Path:
     for path in TABLES:
         files.copy(path, new / path.name)
     for path in sorted(files.PLOTS.glob("*.png")):
-        files.copy(path, new / PICTURES / path.name)
+        if path.stem not in IMAGES:
+            files.copy(path, new / PICTURES / path.name)
     files.write_json(new / PROVENANCE, provenance)
     shutil.rmtree(target, ignore_errors=True)
     new.rename(target)
@@ -107,6 +110,7 @@ def _read(directory: Path) -> Published:
         results.read_results(directory / files.STUDY.name),
         results.read_rates(directory / files.RATES.name),
         files.read_json(directory / files.VERDICT.name),
+        files.read_csv(directory / files.HISTORIES.name),
         results.read_reliability(directory / files.RELIABILITY.name),
         files.read_json(directory / PROVENANCE),
     )

@@ -1,7 +1,7 @@
 """The results in words: tables and sentences, from the numbers."""
 
 import importlib.metadata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from dropout_study.results import QUANTITIES, Result
@@ -291,7 +291,7 @@ def computed_on(machines: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def count(items: Sequence[object], noun: str) -> str:
+def count(items: Collection[object], noun: str) -> str:
     """Return how many `items` there are: `1 run`, `2 runs`."""
     return f"{len(items)} {noun}{'s' * (len(items) != 1)}"
 

@@ -29,6 +29,7 @@ SIZE_RATES = (0.0, 0.3, 0.5)
 ARTICLE_RATE = 0.5
 FORERUNNER_RATE = 0.2
 COLLAPSED_RATES = (0.8, 0.9)
+LATE_EPOCHS = 3  # the last ones, in which curves should be flat
 UNDECIDED = "not decidable"
 
 # What is in the archives that studies were computed from, by SHA-256.
@@ -135,7 +136,11 @@ def context(published: Mapping[str, Published], author: Sequence[Mapping[str, st
     main = published.get(MAIN)
     return {
         "main": main,
-        "claims": claims(main),
+        "claims": [
+            (i, claim, f"**{verdict}**", reason) for i, (claim, (verdict, reason)) in enumerate(claims(main), 1)
+        ],
+        "late": late_rows(main) if main else [],
+        "late_epochs": LATE_EPOCHS,
         "calibration": calibration_rows(main) if main else [],
         "plateau": plateau_rows(main) if main else [],
         "collapsed": collapsed_rows(published.values(), author),
@@ -164,6 +169,26 @@ def calibration_rows(study: Published) -> list[Row]:
         error = spread([run.calibration_error for run in group], 100, ".1f")
         way = "over" if confidence > accuracy else "under"
         rows.append((optimizer, dropout, f"{100 * accuracy:.1f} %", f"{100 * confidence:.1f} %", way, error))
+    return rows
+
+
+def late_rows(study: Published) -> list[Row]:
+    """Return for each optimizer and rate: validation accuracy and loss at the end, and `LATE_EPOCHS` before it."""
+    last = study.settings.train.epochs
+    groups: dict[tuple[str, float, int], list[tuple[float, float]]] = {}
+    for row in study.histories:
+        if row["part"] == "validation" and row["accuracy"]:
+            key = (row["optimizer"], float(row["dropout"]), int(row["epoch"]))
+            groups.setdefault(key, []).append((float(row["accuracy"]), float(row["loss"])))
+    rows: list[Row] = []
+    for optimizer, dropout in dict.fromkeys(key[:2] for key in groups):
+        if {(optimizer, dropout, epoch) for epoch in (last - LATE_EPOCHS, last)} <= set(groups):
+            (accuracy, loss), (end_accuracy, end_loss) = (
+                [statistics.fmean(values) for values in zip(*groups[optimizer, dropout, epoch], strict=True)]
+                for epoch in (last - LATE_EPOCHS, last)
+            )
+            accuracies = f"{100 * accuracy:.1f} → {100 * end_accuracy:.1f} %"
+            rows.append((optimizer, dropout, accuracies, f"{loss:.3f} → {end_loss:.3f}"))
     return rows
 
 

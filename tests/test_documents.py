@@ -39,6 +39,9 @@ RUN_BY_TESTS = {
     "make bench": ("tests/test_benchmark.py", '"-m", "benchmarks.training"'),
     "make bench JSON=bench.json": ("tests/test_benchmark.py", '"--json"'),
     "python -m benchmarks.verdict": ("tests/test_statistics.py", '"-m", "benchmarks.verdict"'),
+    "dropout-study sweep --dry-run": ("tests/pipeline/test_sweep.py", '"sweep", "--dry-run"'),
+    "dropout-study sweep --workers 2": ("tests/pipeline/test_sweep.py", 'sweeping(swept, "--workers", "1")'),
+    "dropout-study status": ("tests/pipeline/test_sweep.py", '"dropout-study", "status"'),
     "python -m stages.train adadelta-0.5-0": (
         "tests/pipeline/test_contributing.py",
         '"stages.train", "adadelta-0.5-0"',

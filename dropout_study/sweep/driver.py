@@ -17,7 +17,7 @@ from dropout_study.errors import StudyError
 from dropout_study.progress import duration, finished_training, say
 from dropout_study.settings import Settings, load_settings
 from dropout_study.sweep import board as boards
-from dropout_study.sweep import project
+from dropout_study.sweep import project, remote
 from dropout_study.sweep.board import FAILED, TRAINED, WAITING, Board
 from dropout_study.sweep.worker import Outcome, Worker, remove_leftovers
 
@@ -45,14 +45,55 @@ def sweep(options: Options) -> None:
     with files.locked(project.SWEEP / "lock", BUSY):
         for path in remove_leftovers(project.SWEEP):
             say(f"removed the clone of a sweep that was killed: {path}")
-        _dvc("repro", "--quiet", "normalize")
-        keys = project.missing(variant.key for variant in settings.variants)
+        keys = prepared(settings)
         _announce(settings, keys, options, threads)
         if options.dry_run:
             return
         if keys:
             _train_all(keys, options, threads)
-        _dvc("repro")
+        dvc("repro")
+
+
+def prepared(settings: Settings) -> list[str]:
+    """Have DVC make the data, and return the variants that are missing or out of date."""
+    dvc("repro", "--quiet", "normalize")
+    return project.missing(variant.key for variant in settings.variants)
+
+
+def send(repository: str) -> None:
+    """Push what a sweep over machines needs, and say how to train and collect it."""
+    settings = load_settings()
+    keys = prepared(settings)
+    if not keys:
+        say("every variant is trained: nothing to send")
+        return
+    _say_what_is_uncommitted()
+    sweep = remote.send(repository, keys)
+    say(f"{sweep}: {report.count(keys, 'variant')} sent to {repository}. On each machine, for 0 to {len(keys) - 1}:\n")
+    say(f"  dropout-study sweep worker {repository} {sweep} --index N\n")
+    say(f"Then here:\n\n  dropout-study sweep collect {repository} {sweep}")
+
+
+def collect(repository: str, sweep: str) -> None:
+    """Take in what workers pushed of a sweep, and evaluate if nothing is missing.
+
+    Raises `StudyError` if entries were refused or are missing.
+    """
+    settings = load_settings()
+    with files.locked(project.SWEEP / "lock", BUSY):
+        entries, refused = remote.collect(repository, sweep, [variant.key for variant in settings.variants])
+        say(f"{report.count(entries, 'variant')} taken in")
+        missing = project.missing(variant.key for variant in settings.variants)
+        problems = [f"{key}: not taken in, {why}" for key, why in refused.items()]
+        if missing:
+            some = ", ".join(missing[:3]) + (" …" if len(missing) > 3 else "")
+            problems.append(
+                f"{len(missing)} of {len(settings.variants)} variants are missing ({some}); collect again later"
+            )
+        if problems:
+            raise StudyError("; ".join(problems))
+        remote.forget(repository, sweep, entries)
+        dvc("repro")
 
 
 def threads_per_worker(settings: Settings, options: Options) -> int:
@@ -88,13 +129,17 @@ def _announce(settings: Settings, keys: Sequence[str], options: Options, threads
         )
     if threads * options.workers > devices.cores():
         say(f"{options.workers} workers × {threads} threads on {devices.cores()} cores: this will not be faster")
+    _say_what_is_uncommitted()
+    if options.dry_run:
+        for key in keys:
+            say(f"would train {key}")
+
+
+def _say_what_is_uncommitted() -> None:
     changed = project.uncommitted()
     if changed:
         more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
         say(f"what runs is the workspace, which is not as committed: {', '.join(changed[:3])}{more}")
-    if options.dry_run:
-        for key in keys:
-            say(f"would train {key}")
 
 
 def known_seconds(settings: Settings) -> list[float]:
@@ -117,7 +162,8 @@ def _train_all(keys: Sequence[str], options: Options, threads: int) -> None:
     finally:
         project.remove_snapshot()
         refused = {key: why for key, entry in entries.items() if (why := project.refusal(key, entry))}
-        project.take_in({key: entry for key, entry in entries.items() if key not in refused})
+        # In DVC's order, not in that of finishing: dvc.lock is then that of `dvc repro`.
+        project.take_in({key: entries[key] for key in keys if key in entries and key not in refused})
     boards.show(boards.final_table(board))
     for key, outcome in failures.items():
         say(f"\n{key} failed; the last lines of {files.log_file(key)}:")
@@ -169,7 +215,7 @@ def _run_pool(
     interrupted: Event,
 ) -> None:
     """Train the variants of the board in clones on this machine, a thread of this process for each."""
-    commit, cache, lock = project.snapshot(), project.cache_directory(), project.data_entries()
+    commit, cache, lock = project.snapshot("What a sweep trains"), project.cache_directory(), project.data_entries()
     waiting: Queue[str] = Queue()
     for key in board.keys:
         waiting.put(key)
@@ -224,7 +270,7 @@ def _run_pool(
         raise errors[0]
 
 
-def _dvc(*arguments: str) -> None:
+def dvc(*arguments: str) -> None:
     """Run `dvc` for the user to see; raises `StudyError` if it fails."""
     status = subprocess.run([*DVC, *arguments], env=environment(), check=False).returncode
     if status:

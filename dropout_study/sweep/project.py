@@ -42,7 +42,7 @@ def uncommitted() -> list[str]:
     return [path for path in paths if not path.startswith(("metrics/", "results/")) and path != str(LOCK)]
 
 
-def snapshot() -> str:
+def snapshot(message: str) -> str:
     """Keep the workspace as a commit on a private ref, untracked files included, and return that commit.
 
     Neither the branch nor the index of the user changes.
@@ -53,7 +53,7 @@ def snapshot() -> str:
         tree = output("git", "write-tree", variables=index)
     finally:
         Path(index["GIT_INDEX_FILE"]).unlink(missing_ok=True)
-    commit = output("git", "commit-tree", tree, "-m", "What a sweep trains", variables=NOBODY)
+    commit = output("git", "commit-tree", tree, "-m", message, variables=NOBODY)
     output("git", "update-ref", REF, commit)
     return commit
 
@@ -103,16 +103,17 @@ def _setting(settings: Any, name: str) -> Any:
     return settings
 
 
-def take_in(entries: Mapping[str, str]) -> None:
+def take_in(entries: Mapping[str, str], *, pull: bool = False) -> None:
     """Put the lock entries of trained variants, by key, into dvc.lock, and their outputs where they belong.
 
-    The outputs have to be in DVC's cache. `dvc repro` would do the same, each variant dearer than the one before.
+    The outputs have to be in DVC's cache, or with `pull` in its remote. `dvc repro` would do the same, each variant
+    dearer than the one before.
     """
     if not entries:
         return
     merged = lockfile.merged(LOCK.read_text(encoding="utf-8"), {stage_of(key): entry for key, entry in entries.items()})
     files.write_bytes(LOCK, merged.encode())
-    output(*DVC, "checkout", "--quiet", *map(stage_of, entries))
+    output(*DVC, "pull" if pull else "checkout", "--quiet", *map(stage_of, entries))
 
 
 def cache_directory() -> Path:

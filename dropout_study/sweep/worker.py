@@ -28,7 +28,8 @@ DATA = ("data/raw/classes.json", "normalize")
 CONFIG = """[core]
     analytics = false
     check_update = false
-[cache]
+"""
+SHARED_CACHE = """[cache]
     dir = {cache}
     type = "reflink,hardlink,copy"
 """
@@ -49,6 +50,7 @@ class Worker:
         self.directory = directory
         self.cores = cores
         self._lock = ""
+        self._checkpoints = Path()
         self._held: IO[bytes] | None = None
         self._stop: Callable[[], None] | None = None
 
@@ -59,28 +61,39 @@ class Worker:
         """
         self.directory.parent.mkdir(parents=True, exist_ok=True)
         output("git", "clone", "--quiet", "--shared", "--no-checkout", str(project), str(self.directory))
-        self._held = held(self.directory)
+        self.hold()
         output("git", "checkout", "--quiet", "--detach", commit, cwd=self.directory)
-        (self.directory / ".dvc/config.local").write_text(CONFIG.format(cache=cache), encoding="utf-8")
-        self._lock = lock
+        self.configure(lock, project / checkpoint.root(), project / files.LOGS, SHARED_CACHE.format(cache=cache))
+        self.dvc("checkout", "--quiet", *DATA)
+
+    def hold(self) -> None:
+        """Lock the clone for this process and all that it starts in it."""
+        self._held = held(self.directory)
+
+    def configure(self, lock: str, checkpoints: Path, logs: Path, config: str = "") -> None:
+        """Say what each variant starts from, and where checkpoints and logs are; `config` is of DVC's."""
+        self._lock, self._checkpoints = lock, checkpoints
+        (self.directory / ".dvc/config.local").write_text(CONFIG + config, encoding="utf-8")
         (self.directory / LOCK).write_text(lock, encoding="utf-8")
-        (project / files.LOGS).mkdir(exist_ok=True)
-        (self.directory / files.LOGS).symlink_to(project / files.LOGS)
-        self._dvc("checkout", "--quiet", *DATA)
-        self.checkpoints = project / checkpoint.root()
+        logs.mkdir(parents=True, exist_ok=True)
+        (self.directory / files.LOGS).symlink_to(logs)
 
     def _variables(self) -> dict[str, str]:
         return {"DVC_SITE_CACHE_DIR": str(self.directory / ".dvc/tmp/site")}
 
-    def _dvc(self, *arguments: str) -> str:
+    def dvc(self, *arguments: str) -> str:
+        """Run `dvc` in the clone; raises `StudyError` if it fails."""
         return output(*DVC, *arguments, cwd=self.directory, variables=self._variables())
 
-    def train(self, key: str, on_line: Callable[[str], None]) -> Outcome:
-        """Train the variant `key`, or take it from DVC's cache; `on_line` gets every line that is printed."""
+    def train(self, key: str, on_line: Callable[[str], None], *options: str) -> Outcome:
+        """Train the variant `key`, or take it from DVC's cache; `on_line` gets every line that is printed.
+
+        `options` are those of `dvc repro`.
+        """
         assert self._held
         (self.directory / LOCK).write_text(self._lock, encoding="utf-8")
-        command = [sys.executable, keeper.__file__, *DVC, "repro", "--single-item", stage_of(key)]
-        variables = self._variables() | {checkpoint.ROOT_VARIABLE: str(self.checkpoints)}
+        command = [sys.executable, keeper.__file__, *DVC, "repro", "--single-item", *options, stage_of(key)]
+        variables = self._variables() | {checkpoint.ROOT_VARIABLE: str(self._checkpoints)}
         process = subprocess.Popen(
             command,
             cwd=self.directory,
@@ -95,13 +108,21 @@ class Worker:
             preexec_fn=self._pin if self.cores else None,
         )
         assert process.stdin
-        assert process.stdout
         self._stop = process.stdin.close
         last_lines: deque[str] = deque(maxlen=LAST_LINES)
-        with process:
-            for line in process.stdout:
+
+        def pass_on() -> None:
+            for line in process.stdout or ():
                 last_lines.append(line.rstrip("\n"))
                 on_line(last_lines[-1])
+
+        with process:
+            try:
+                pass_on()
+            except BaseException:  # Ctrl-C, or an error of on_line: the training is not left alone
+                process.stdin.close()
+                pass_on()
+                raise
             status = process.wait()
             self._stop = None
         if status:

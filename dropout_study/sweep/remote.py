@@ -1,0 +1,178 @@
+"""Sweeps over machines that share only a Git repository and a DVC remote: send, train anywhere, collect.
+
+`send` pushes a snapshot of the workspace to a ref of its own, and the data to the DVC remote. A worker trains one
+variant of it, pushes the results, and then the variant's entry in dvc.lock, to a ref below the snapshot's. That last
+push is what makes the variant done: a worker that dies before it is simply called again, and finds what was pushed.
+`collect` takes all entries in.
+"""
+
+import secrets
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from dropout_study.commands import DVC, output
+from dropout_study.errors import StudyError
+from dropout_study.progress import duration, say
+from dropout_study.sweep import lockfile, project
+from dropout_study.sweep.board import TRAINED
+from dropout_study.sweep.project import LOCK, NOBODY
+from dropout_study.sweep.worker import DATA, Outcome, Worker, remove_leftovers
+
+PREFIX = "refs/dropout-study/sweeps"
+ENTRY = "dvc.lock"
+PUSH_ATTEMPTS = 5
+FIRST_PAUSE_SECONDS = 2.0  # before a push is tried again; doubled each time
+
+
+def snapshot_ref(sweep: str) -> str:
+    """Return the ref of the snapshot of a sweep."""
+    return f"{PREFIX}/{sweep}/snapshot"
+
+
+def entry_ref(sweep: str, key: str) -> str:
+    """Return the ref of the lock entry of a variant that is trained."""
+    return f"{PREFIX}/{sweep}/trained/{key}"
+
+
+def send(repository: str, keys: list[str]) -> str:
+    """Push a snapshot that names `keys`, and the data, for workers to train; return the name of the sweep."""
+    sweep = f"{time.strftime('%Y%m%d')}-{secrets.token_hex(3)}"
+    commit = project.snapshot("\n".join(keys))
+    try:
+        output(*DVC, "push", "--quiet", "normalize", "download")
+        output("git", "push", "--quiet", repository, f"{commit}:{snapshot_ref(sweep)}")
+    finally:
+        project.remove_snapshot()
+    return sweep
+
+
+def trained(repository: str, sweep: str) -> set[str]:
+    """Return the variants of a sweep that are trained and pushed. Raises `StudyError` if there is no such sweep."""
+    lines = output("git", "ls-remote", repository, f"{PREFIX}/{sweep}/*").splitlines()
+    refs = {line.partition("\t")[2] for line in lines}
+    if snapshot_ref(sweep) not in refs:
+        raise StudyError(f"{sweep}: {repository} has no such sweep; `dropout-study sweep send` makes one")
+    return {ref.rpartition("/")[2] for ref in refs} - {"snapshot"}
+
+
+class RemoteWorker(Worker):
+    """A worker whose clone comes from a Git repository, and whose data and results are in a DVC remote."""
+
+    def __init__(self, directory: Path, repository: str, sweep: str) -> None:
+        super().__init__(directory)
+        self.repository = repository
+        self.sweep = sweep
+        self.keys: list[str] = []
+
+    def prepare_from_remote(self, checkpoints: Path, logs: Path) -> None:
+        """Make the clone from the snapshot of the sweep, with its data."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self._git("init", "--quiet")
+        self.hold()
+        self._git("fetch", "--quiet", "--depth", "1", self.repository, snapshot_ref(self.sweep))
+        self._git("checkout", "--quiet", "--detach", "FETCH_HEAD")
+        self.keys = self._git("log", "-1", "--format=%B").split()
+        lock = lockfile.only((self.directory / LOCK).read_text(encoding="utf-8"), project.DATA_STAGES)
+        self.configure(lock, checkpoints, logs)
+        self.dvc("pull", "--quiet", *DATA)
+
+    def _git(self, *arguments: str) -> str:
+        return output("git", *arguments, cwd=self.directory, variables=NOBODY)
+
+    def deliver(self, key: str, on_line: Callable[[str], None]) -> Outcome:
+        """Train a variant and push what came of it, unless it is pushed already."""
+        if key in trained(self.repository, self.sweep):
+            return Outcome("", [f"{key}  is trained and pushed already"], signalled=False)
+        outcome = self.train(key, on_line, "--pull")
+        if outcome.entry:
+            persistently(lambda: self.dvc("push", "--quiet", "--run-cache", project.stage_of(key)), f"{key}: dvc push")
+            persistently(lambda: self._push_entry(key, str(outcome.entry)), f"{key}: git push")
+        return outcome
+
+    def _push_entry(self, key: str, entry: str) -> None:
+        """Push the lock entry of a variant as a commit with a single file; the first of two wins."""
+        file = self.directory / ".git/entry"
+        file.write_text(lockfile.join({project.stage_of(key): entry}), encoding="utf-8")
+        blob = self._git("hash-object", "-w", str(file))
+        index = {**NOBODY, "GIT_INDEX_FILE": ".git/entry-index"}
+        added = f"100644,{blob},{ENTRY}"
+        output("git", "update-index", "--add", "--cacheinfo", added, cwd=self.directory, variables=index)
+        tree = output("git", "write-tree", cwd=self.directory, variables=index)
+        (self.directory / ".git/entry-index").unlink()
+        commit = self._git("commit-tree", tree, "-m", key)
+        if key not in trained(self.repository, self.sweep):
+            self._git("push", "--quiet", self.repository, f"{commit}:{entry_ref(self.sweep, key)}")
+
+
+def persistently(action: Callable[[], object], what: str) -> None:
+    """Do something that a network may refuse for a while: again after 2, 4, 8 and 16 seconds, then raise its error."""
+    for attempt in range(PUSH_ATTEMPTS):
+        try:
+            action()
+            return
+        except StudyError as error:
+            if attempt + 1 == PUSH_ATTEMPTS:
+                raise
+            pause = FIRST_PAUSE_SECONDS * 2**attempt
+            say(f"{what} failed, again in {duration(pause)}: {error}")
+            time.sleep(pause)
+
+
+def work(repository: str, sweep: str, key: str | int, scratch: Path, checkpoints: Path | None = None) -> None:
+    """Train one variant of a sweep in a clone below `scratch`, push it, and remove the clone.
+
+    `key` is the variant, or its place, from 0, among those of the sweep. `checkpoints` is where a variant that is
+    killed leaves its state: a directory that the machines share, so that another can resume; by default one in
+    `scratch`. Raises `StudyError` if the training or a push fails.
+    """
+    scratch = scratch.resolve()
+    remove_leftovers(scratch)
+    directory = scratch / f"worker-{sweep}-{secrets.token_hex(4)}"
+    worker = RemoteWorker(directory, repository, sweep)
+    try:
+        worker.prepare_from_remote((checkpoints or scratch / "checkpoints").resolve(), scratch / "logs")
+        if isinstance(key, int):
+            if key >= len(worker.keys):
+                raise StudyError(f"--index {key}: the sweep {sweep} has {len(worker.keys)} variants, counted from 0")
+            key = worker.keys[key]
+        elif key not in worker.keys:
+            raise StudyError(f"{key}: not a variant of the sweep {sweep}; it has {', '.join(worker.keys[:3])} …")
+        outcome = worker.deliver(key, say)
+        if outcome.entry is None:
+            raise StudyError(f"{key}: not trained; {outcome.last_lines[-1] if outcome.last_lines else 'no output'}")
+        say(outcome.last_lines[-1] if not outcome.entry else f"{key}  {TRAINED} and pushed")
+    finally:
+        worker.remove()
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def collect(repository: str, sweep: str, order: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
+    """Take in what workers pushed; return the entries taken in, and why others were refused, by variant.
+
+    `order` has the variants of the study, in DVC's order; others are not taken in.
+    """
+    pushed = trained(repository, sweep)
+    keys = [key for key in order if key in pushed]
+    local = f"{project.REF}-entries"
+    output("git", "fetch", "--quiet", repository, f"+{PREFIX}/{sweep}/trained/*:{local}/*")
+    try:
+        entries = {key: _entry(f"{local}/{key}", key) for key in keys}
+    finally:
+        for key in pushed:
+            output("git", "update-ref", "-d", f"{local}/{key}")
+    refused = {key: why for key, entry in entries.items() if (why := project.refusal(key, entry))}
+    accepted = {key: entry for key, entry in entries.items() if key not in refused}
+    project.take_in(accepted, pull=True)
+    return accepted, refused
+
+
+def _entry(ref: str, key: str) -> str:
+    return lockfile.split(output("git", "show", f"{ref}:{ENTRY}") + "\n")[project.stage_of(key)]
+
+
+def forget(repository: str, sweep: str, keys: Mapping[str, object]) -> None:
+    """Remove the refs of a sweep from the repository."""
+    refs = [snapshot_ref(sweep), *(entry_ref(sweep, key) for key in keys)]
+    output("git", "push", "--quiet", repository, *(f":{ref}" for ref in refs))

@@ -1,0 +1,214 @@
+"""Sweeps over machines that share a Git repository and a DVC remote: send, worker, collect."""
+
+import re
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from tests.clones import PROJECT, Clone, copied, environment
+from tests.pipeline.test_sweep import KEYS, gates, outputs, processes, started, swept, untrained, wait_until
+
+pytestmark = pytest.mark.pipeline
+__all__ = ["swept", "untrained"]  # fixtures
+
+
+class Sweep(NamedTuple):
+    """A sweep that was sent from `clone` to a Git repository, and the directory of its workers."""
+
+    clone: Clone
+    repository: str
+    name: str
+    scratch: Path
+
+    def command(self, *arguments: str) -> list[str]:
+        return [
+            "dropout-study", "sweep", "worker", self.repository, self.name, "--scratch", str(self.scratch), *arguments,
+        ]  # fmt: skip
+
+    def refs(self) -> list[str]:
+        return re.findall(
+            r"refs/\S+", self.clone.run("git", "ls-remote", self.repository, "refs/dropout-study/*").stdout
+        )
+
+
+@pytest.fixture
+def sent(swept: Clone, tmp_path: Path) -> Sweep:
+    swept.dvc("remote", "add", "--default", "shared", str(tmp_path / "remote"))
+    swept.commit("a remote")
+    repository = str(tmp_path / "repository.git")
+    swept.run("git", "init", "--quiet", "--bare", repository)
+    printed = swept.run("dropout-study", "sweep", "send", repository).stdout
+    (name,) = re.findall(r"^(\S+): 4 variants sent to ", printed, re.MULTILINE)
+    (tmp_path / "elsewhere").mkdir()
+    return Sweep(swept, repository, name, tmp_path / "scratch")
+
+
+def elsewhere(sweep: Sweep) -> Clone:
+    """A directory that is no project, from which workers are called."""
+    return Clone(sweep.clone.path.parent / "elsewhere")
+
+
+def test_workers_and_collect_give_the_bytes_of_a_sequential_run(sent: Sweep, tmp_path: Path) -> None:
+    with copied(sent.clone, tmp_path / "sequential") as sequential:
+        sequential.repro()
+        expected = outputs(sequential)
+    shutil.rmtree(sent.clone.path / ".dvc/cache/runs", ignore_errors=True)
+
+    for index in range(4):
+        elsewhere(sent).run(*sent.command("--index", str(index)))
+    printed = sent.clone.run("dropout-study", "sweep", "collect", sent.repository, sent.name).stdout
+
+    assert "4 variants taken in" in printed
+    assert outputs(sent.clone) == expected
+    assert sent.clone.dvc("status") == "Data and pipelines are up to date.\n"
+    assert sent.refs() == []
+    assert sent.clone.run("git", "for-each-ref", "refs/dropout-study").stdout == ""
+    assert not list(sent.scratch.glob("worker-*"))
+
+
+def test_worker_trains_nothing_that_is_pushed(sent: Sweep) -> None:
+    elsewhere(sent).run(*sent.command(KEYS[1]))
+
+    printed = elsewhere(sent).run(*sent.command(KEYS[1])).stdout
+
+    assert printed.endswith(f"{KEYS[1]}  is trained and pushed already\n")
+    assert started(sent.clone) == [KEYS[1]]
+
+
+def test_worker_that_died_between_its_pushes_is_not_trained_again(sent: Sweep) -> None:
+    elsewhere(sent).run(*sent.command(KEYS[0]))
+    ref = f"refs/dropout-study/sweeps/{sent.name}/trained/{KEYS[0]}"
+    sent.clone.run("git", "push", "--quiet", sent.repository, f":{ref}")
+
+    printed = elsewhere(sent).run(*sent.command(KEYS[0])).stdout
+
+    assert printed.endswith(f"{KEYS[0]}  trained and pushed\n")
+    assert started(sent.clone) == [KEYS[0]]
+    assert ref in sent.refs()
+
+
+def test_worker_that_is_killed_leaves_nothing_running_and_is_called_again(sent: Sweep) -> None:
+    gate = gates(sent.clone) / f"hold-{KEYS[0]}"
+    gate.touch()
+    worker = subprocess.Popen(sent.command(KEYS[0]), cwd=elsewhere(sent).path, env=environment())
+    wait_until(lambda: started(sent.clone) == [KEYS[0]])
+
+    worker.kill()
+    worker.wait()
+
+    wait_until(lambda: not processes(Clone(sent.scratch)), 20)
+    gate.unlink()
+    elsewhere(sent).run(*sent.command(KEYS[0]))
+    assert not list(sent.scratch.glob("worker-*"))
+    assert any(ref.endswith(KEYS[0]) for ref in sent.refs())
+
+
+def test_worker_ends_its_training_at_sigterm(sent: Sweep) -> None:
+    (gates(sent.clone) / f"hold-{KEYS[0]}").touch()
+    worker = subprocess.Popen(
+        sent.command(KEYS[0]), cwd=elsewhere(sent).path, env=environment(), stderr=subprocess.PIPE, text=True
+    )
+    wait_until(lambda: started(sent.clone) == [KEYS[0]])
+
+    worker.send_signal(signal.SIGTERM)
+    _, errors = worker.communicate(timeout=60)
+
+    assert worker.returncode == 130
+    assert "interrupted; the next call resumes from the checkpoint" in errors
+    assert not list(sent.scratch.glob("worker-*"))
+    assert processes(Clone(sent.scratch)) == []
+
+
+def test_push_that_is_refused_for_a_while_is_tried_again(sent: Sweep) -> None:
+    """A hook of the repository refuses the first push, as a busy server may."""
+    hook = Path(sent.repository) / "hooks/pre-receive"
+    refused = Path(sent.repository) / "refused"
+    hook.write_text(f"#!/bin/sh\n[ -e {refused} ] || {{ touch {refused}; echo 'not now' >&2; exit 1; }}\n")
+    hook.chmod(0o755)
+
+    printed = elsewhere(sent).run(*sent.command(KEYS[0])).stdout
+
+    assert f"{KEYS[0]}: git push failed, again in 2 s: `git push " in printed
+    assert "not now" in printed
+    assert any(ref.endswith(KEYS[0]) for ref in sent.refs())
+
+
+def test_collect_takes_in_what_is_there_and_says_what_is_missing(sent: Sweep) -> None:
+    elsewhere(sent).run(*sent.command(KEYS[2]))
+
+    done = sent.clone.run("dropout-study", "sweep", "collect", sent.repository, sent.name, check=False)
+
+    assert done.returncode == 1
+    assert "1 variant taken in" in done.stdout
+    assert "3 of 4 variants are missing (sgd-0.0-0, sgd-0.5-0, adadelta-0.5-0); collect again later" in done.stderr
+    assert (sent.clone.path / f"models/variants/{KEYS[2]}.keras").exists()
+    assert len(sent.refs()) == 2
+
+
+def test_collect_refuses_what_was_trained_by_other_code(sent: Sweep) -> None:
+    elsewhere(sent).run(*sent.command(KEYS[0]))
+    sent.clone.append("dropout_study/dropout.py")
+
+    done = sent.clone.run("dropout-study", "sweep", "collect", sent.repository, sent.name, check=False)
+
+    assert done.returncode == 1
+    assert f"{KEYS[0]}: not taken in, it was trained with another dropout_study/dropout.py" in done.stderr
+    assert f"train@{KEYS[0]}" not in (sent.clone.path / "dvc.lock").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--index", "4"], "has 4 variants, counted from 0"),
+        (["sgd-0.9-9"], "sgd-0.9-9: not a variant of the sweep"),
+        ([], "name the variant either by KEY or by --index"),
+        (["sgd-0.0-0", "--index", "0"], "name the variant either by KEY or by --index"),
+    ],
+)
+def test_worker_refuses_variants_that_the_sweep_does_not_have(sent: Sweep, arguments: list[str], message: str) -> None:
+    done = elsewhere(sent).run(*sent.command(*arguments), check=False)
+
+    assert done.returncode != 0
+    assert message in done.stderr
+    assert started(sent.clone) == []
+
+
+def test_unknown_sweep_is_refused(sent: Sweep) -> None:
+    done = sent.clone.run("dropout-study", "sweep", "collect", sent.repository, "20260101-abcdef", check=False)
+
+    assert done.returncode == 1
+    assert "20260101-abcdef: " in done.stderr
+    assert "has no such sweep" in done.stderr
+
+
+def test_options_of_the_local_sweep_are_refused_by_the_others(swept: Clone) -> None:
+    done = swept.run("dropout-study", "sweep", "--workers", "3", "send", "somewhere", check=False)
+
+    assert done.returncode == 2
+    assert "--workers is not for send" in done.stderr
+
+
+def test_slurm_script_of_the_document_trains_every_variant(sent: Sweep, tmp_path: Path) -> None:
+    """With an `sbatch` that runs the array here, one job after the other, and an `srun` that runs its command."""
+    document = (PROJECT / "docs/cluster.md").read_text()
+    (script,) = re.findall(r"^   ```sh\n(   #!/bin/sh\n.*?)^   ```", document, re.MULTILINE | re.DOTALL)
+    (elsewhere(sent).path / "sweep.sbatch").write_text(re.sub("^   ", "", script, flags=re.MULTILINE))
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    (programs / "sbatch").write_text(
+        '#!/bin/sh\nlast=${1#--array=0-}; shift; script=$1; shift\nfor i in $(seq 0 "${last%%%*}"); do\n'
+        '  SLURM_ARRAY_TASK_ID=$i sh "$script" "$@" || exit 1\ndone\n'
+    )
+    (programs / "srun").write_text('#!/bin/sh\nexec "$@"\n')
+    for program in programs.iterdir():
+        program.chmod(0o755)
+    submit = f"PATH={programs}:$PATH sbatch --array=0-3%2 sweep.sbatch {sent.repository} {sent.name}"
+
+    elsewhere(sent).run("sh", "-c", submit, HOME=str(tmp_path), TMPDIR=str(tmp_path))
+
+    assert sorted(started(sent.clone)) == sorted(KEYS)
+    assert len(sent.refs()) == 5

@@ -21,7 +21,7 @@ figures: .venv/installed ## Draw the pictures again, the README's among them, fr
 	dvc repro --single-item --force plot
 
 .PHONY: results-page
-results-page: .venv/installed ## Write docs/results.md from the published studies in results/
+results-page: .venv/installed ## Write docs/results.md, and the README's results, from results/
 	python -m dropout_study.results_page
 
 .PHONY: test
@@ -35,6 +35,10 @@ test-fast: .venv/installed-test ## Run the tests that need nothing big, in under
 .PHONY: bench
 bench: .venv/installed ## Compare the speed of training with stock Keras and PyTorch; JSON=FILE writes the result, too
 	python -m benchmarks.training $(if $(JSON),--json $(JSON))
+
+.PHONY: scale
+scale: .venv/installed-test ## Measure what a sweep of 15 to 1,000 variants costs beside training: half an hour
+	python -m benchmarks.sweep
 
 .PHONY: lint
 lint: .venv/installed-test ## Check style, format and types

@@ -5,6 +5,7 @@ results/page.md.jinja has the words; every number and every judgement in it come
 
 import re
 import statistics
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +17,8 @@ from dropout_study.publication import DIRECTORY, PICTURES, Published, read_publi
 from dropout_study.results import QUANTITIES, Result, by_rate, finished
 
 PAGE = Path("docs/results.md")
+README = Path("README.md")
+BEGIN, END = "<!-- results -->", "<!-- /results -->"  # around the headline
 TEMPLATE = DIRECTORY / "page.md.jinja"
 AUTHOR = DIRECTORY / "article-adadelta.csv"  # what the article's notebook printed
 LINKS = Path("..") / DIRECTORY  # from the page
@@ -323,11 +326,29 @@ def page(published: Mapping[str, Published], author: Sequence[Mapping[str, str]]
     return re.sub(r"\n{3,}", "\n\n", text.strip()) + "\n"  # a table ends with a newline of its own
 
 
+def headline(main: Published) -> str:
+    """Return what the README shows of the main study: the answer, the table, the statements."""
+    statements = report.paragraph(main.verdict).split("\n\n")[0].splitlines()
+    quoted = "\n>\n".join(textwrap.fill(line, 118, initial_indent="> ", subsequent_indent="> ") for line in statements)
+    answer = textwrap.fill(f"**{report.answer(main.verdict)}**", 120)
+    return f"{answer}\n\n```text\n{report.table(main.verdict)}\n```\n\n{quoted}"
+
+
+def with_headline(readme: str, main: Published) -> str:
+    """Return the text of the README with the `headline` between its markers."""
+    before, begin, rest = readme.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    return f"{before}{begin}\n{headline(main)}\n{end}{after}"
+
+
 def main() -> None:
-    """Write docs/results.md."""
-    text = page(read_published(), files.read_csv(AUTHOR), TEMPLATE.read_text(encoding="utf-8"))
+    """Write docs/results.md, and the README's headline."""
+    published = read_published()
+    text = page(published, files.read_csv(AUTHOR), TEMPLATE.read_text(encoding="utf-8"))
     files.write_bytes(PAGE, text.encode())
-    progress.say(f"written: {PAGE}")
+    if MAIN in published:
+        files.write_bytes(README, with_headline(README.read_text(encoding="utf-8"), published[MAIN]).encode())
+    progress.say(f"written: {PAGE}, and the results in {README}")
 
 
 if __name__ == "__main__":

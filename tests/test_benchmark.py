@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks import training
-from tests.clones import PROJECT
+from tests.clones import PROJECT, environment
 
 SMALL = ["--batch-size", "16", "--image-size", "8", "--steps", "2", "--threads", "2", "--epoch-images", "64"]
 ROWS = {*training.NAMES, "epoch_stock", "epoch_ours"}
@@ -137,3 +137,16 @@ def test_random_images_are_a_function_of_the_seed() -> None:
     assert images.shape == (5, 8, 8, 3)
     assert (images.dtype.name, labels.dtype.name) == ("float32", "uint8")
     np.testing.assert_array_equal(images, training.random_images(options, 5)[0])
+
+
+@pytest.mark.pipeline
+def test_sweep_benchmark_prints_what_a_sweep_costs() -> None:
+    command = [sys.executable, "-m", "benchmarks.sweep", "--sizes", "5", "--workers", "1"]
+
+    printed = subprocess.run(command, cwd=PROJECT, env=environment(), capture_output=True, text=True, check=True).stdout
+
+    *_, row = printed.splitlines()
+    variants, *costs = (float(cell) for cell in row.strip("| ").split("|"))
+    assert variants == 5
+    assert len(costs) == 6
+    assert all(cost > 0 for cost in costs)

@@ -195,6 +195,27 @@ def test_committed_page_says_what_the_published_studies_say(monkeypatch: pytest.
     assert (PROJECT / results_page.PAGE).read_text() == expected
 
 
+def test_committed_readme_shows_the_main_study() -> None:
+    readme = (PROJECT / results_page.README).read_text()
+    main = read_published(PROJECT / DIRECTORY)[results_page.MAIN]
+
+    shown = readme.partition(results_page.BEGIN)[2].partition(results_page.END)[0]
+
+    assert shown == f"\n{results_page.headline(main)}\n"
+    assert f"results/{results_page.MAIN}/plots/loss.png" in readme
+
+
+def test_headline_is_written_between_its_markers_only() -> None:
+    main = published("cifar10-small", runs("adadelta", {0.0: WORSE, 0.5: CLEAR}))
+
+    text = results_page.with_headline(f"before\n{results_page.BEGIN}\nold\n{results_page.END}\nafter\n", main)
+
+    assert text.startswith(f"before\n{results_page.BEGIN}\n**With adadelta, 0.5 has the highest accuracy")
+    assert text.endswith(f"{results_page.END}\nafter\n")
+    assert "old" not in text
+    assert report.table(main.verdict) in text
+
+
 def test_pictures_and_tables_of_the_committed_page_exist() -> None:
     text = (PROJECT / results_page.PAGE).read_text()
 

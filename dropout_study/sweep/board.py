@@ -34,6 +34,7 @@ class Row:
     worker: str = ""
     begin: float = 0.0  # seconds since 1970
     seconds: float = 0.0
+    cpu_seconds: float = 0.0
     epoch: str = ""
     accuracy: str = ""
     speed: str = ""
@@ -72,11 +73,12 @@ class Board:
                 row.epoch, row.accuracy, row.speed = f"{match[1]}/{match[2]}", match[3], match[4]
             self._changed(f"{self.rows[key].worker}: {text}")
 
-    def ended(self, key: str, state: str, why: str = "") -> None:
-        """Note that a variant is trained, has failed, or waits again."""
+    def ended(self, key: str, state: str, cpu_seconds: float, why: str = "") -> None:
+        """Note that a variant is trained, has failed, or waits again; `cpu_seconds` are those of this attempt."""
         with self._lock:
             row = self.rows[key]
             row.state, row.seconds = state, time.time() - row.begin
+            row.cpu_seconds += cpu_seconds
         left = self.left()
         rest = f", {duration(left)} left" if left else ""
         text = f"{row.worker}: {key} {state}{f' ({why})' if why else ''} after {duration(row.seconds)}"
@@ -152,10 +154,13 @@ def _remaining(left: float | None) -> str:
 
 def final_table(board: Board) -> Table:
     """Return what came of each variant: where, how long, and the validation accuracy of its last epoch."""
-    table = Table("variant", "state", "worker", "time", "accuracy", "attempts", box=None, header_style="bold")
+    table = Table(
+        "variant", "state", "worker", "time", "CPU time", "accuracy", "attempts", box=None, header_style="bold"
+    )
     for key, row in board.rows.items():
         took = duration(row.seconds) if row.seconds else ""
-        table.add_row(key, row.state, row.worker, took, row.accuracy, str(row.attempts or ""))
+        cpu = f"{row.cpu_seconds:.1f} s" if row.cpu_seconds else ""
+        table.add_row(key, row.state, row.worker, took, cpu, row.accuracy, str(row.attempts or ""))
     return table
 
 

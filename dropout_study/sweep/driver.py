@@ -236,15 +236,15 @@ def _run_pool(
                 outcome = worker.train(key, lambda line, key=key: board.line(key, line))  # type: ignore[misc]
                 if outcome.entry:
                     entries[key] = outcome.entry
-                    board.ended(key, TRAINED)
+                    board.ended(key, TRAINED, outcome.cpu_seconds)
                 elif interrupted.is_set() or stopping.is_set():
-                    board.ended(key, WAITING, "interrupted")
+                    board.ended(key, WAITING, outcome.cpu_seconds, "interrupted")
                 elif outcome.signalled and board.rows[key].attempts < ATTEMPTS:
-                    board.ended(key, WAITING, "killed, will be tried again")
+                    board.ended(key, WAITING, outcome.cpu_seconds, "killed, will be tried again")
                     waiting.put(key)
                 else:
                     failures[key] = outcome
-                    board.ended(key, FAILED)
+                    board.ended(key, FAILED, outcome.cpu_seconds)
                     if not options.keep_going:
                         stopping.set()
         except BaseException as error:  # a thread's error is the sweep's

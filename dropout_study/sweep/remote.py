@@ -84,7 +84,7 @@ class RemoteWorker(Worker):
     def deliver(self, key: str, on_line: Callable[[str], None]) -> Outcome:
         """Train a variant and push what came of it, unless it is pushed already."""
         if key in trained(self.repository, self.sweep):
-            return Outcome("", [f"{key}  is trained and pushed already"], signalled=False)
+            return Outcome("", [f"{key}  is trained and pushed already"])
         outcome = self.train(key, on_line, "--pull")
         if outcome.entry:
             persistently(lambda: self.dvc("push", "--quiet", "--run-cache", project.stage_of(key)), f"{key}: dvc push")

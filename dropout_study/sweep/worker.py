@@ -36,11 +36,16 @@ SHARED_CACHE = """[cache]
 
 
 class Outcome(NamedTuple):
-    """What came of a variant: its entry in dvc.lock, or None and the last lines that were printed."""
+    """What came of a variant: its entry in dvc.lock, or None and the last lines that were printed.
+
+    `signalled` is whether a signal ended it, which says nothing against the variant; `cpu_seconds` are those of all
+    processes that took part.
+    """
 
     entry: str | None
     last_lines: Sequence[str]
-    signalled: bool  # whether a signal ended it, which says nothing against the variant
+    signalled: bool = False
+    cpu_seconds: float = 0.0
 
 
 class Worker:
@@ -123,12 +128,15 @@ class Worker:
                 process.stdin.close()
                 pass_on()
                 raise
-            status = process.wait()
+            _, wait_status, usage = os.wait4(process.pid, 0)
+            status = process.returncode = os.waitstatus_to_exitcode(wait_status)
             self._stop = None
+        cpu_seconds = usage.ru_utime + usage.ru_stime
         if status:
-            return Outcome(None, [*last_lines], status in SIGNALLED or any(map(KILLED.search, last_lines)))
+            signalled = status in SIGNALLED or any(map(KILLED.search, last_lines))
+            return Outcome(None, [*last_lines], signalled, cpu_seconds)
         entry = lockfile.split((self.directory / LOCK).read_text(encoding="utf-8"))[stage_of(key)]
-        return Outcome(entry, [*last_lines], signalled=False)
+        return Outcome(entry, [*last_lines], cpu_seconds=cpu_seconds)
 
     def _pin(self) -> None:
         if hasattr(os, "sched_setaffinity"):

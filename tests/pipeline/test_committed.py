@@ -50,11 +50,11 @@ def test_study_has_the_variants_of_the_settings(committed: Clone) -> None:
     assert [result.variant for result in results] == [variant.key for variant in variants]
 
 
-def test_readme_shows_the_committed_results(committed: Clone) -> None:
+def test_readme_shows_the_committed_demonstration(committed: Clone) -> None:
     readme = (committed.path / "README.md").read_text()
     verdict = files.read_json(committed.path / files.VERDICT)
 
-    shown = readme.partition("<!-- results -->")[2].partition("<!-- /results -->")[0]
+    shown = readme.partition("<!-- demonstration -->")[2].partition("<!-- /demonstration -->")[0]
     table, _, quoted = shown.strip().removeprefix("```text\n").partition("\n```\n")
 
     assert table == report.table(verdict)

@@ -7,69 +7,15 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from dropout_study import files
-from tests.clones import FAKE_TRAINER, Clone, copied, environment, small_project
+from tests.clones import Clone, copied, environment
+from tests.sweeps import KEYS, gates, outputs, processes, started, wait_until
 
 pytestmark = pytest.mark.pipeline
-
-KEYS = ("sgd-0.0-0", "sgd-0.5-0", "adadelta-0.0-0", "adadelta-0.5-0")
-# Put before the fake trainer's work: it waits while a file hold-<key> is there, and fails if fail-<key> is.
-GATE = """
-def main(key: str | None = None) -> None:
-    import sys, time
-    from pathlib import Path
-    key = key or os.environ["DVC_STAGE"].partition("@")[2]
-    gates = Path({gates!r})
-    with (gates / "started").open("a") as log:
-        log.write(key + "\\n")
-    epoch = "epoch 1/2  loss 1.0  accuracy  10.00%  validation loss 1.0  accuracy  12.00%  1,234 images/s  9 s left"
-    print(f"{{key}}  {{epoch}}", flush=True)
-    while (gates / f"hold-{{key}}").exists():
-        time.sleep(0.05)
-    if (gates / f"fail-{{key}}").exists():
-        sys.exit(f"error: {{key}} cannot be trained")
-    train(key)
-
-"""
-
-
-@pytest.fixture(scope="module")
-def untrained(tmp_path_factory: pytest.TempPathFactory) -> Clone:
-    """A small project with the fake trainer, data and four variants, none of which is trained."""
-    clone = small_project(tmp_path_factory.mktemp("untrained") / "project")
-    shutil.copy(FAKE_TRAINER, clone.path / "stages" / "train.py")
-    clone.repro("normalize")
-    clone.commit("no variant is trained")
-    return clone
-
-
-@pytest.fixture
-def swept(untrained: Clone, tmp_path: Path) -> Iterator[Clone]:
-    """A copy of it, whose trainer waits and fails as files in `gates` beside it say."""
-    gates = tmp_path / "gates"
-    gates.mkdir()
-    with copied(untrained, tmp_path / "project") as clone:
-        trainer = clone.path / "stages/train.py"
-        source = trainer.read_text().replace("def main(", "def train(")
-        place = source.index("\n\nif __name__")
-        trainer.write_text(source[:place] + GATE.format(gates=str(gates)) + source[place:])
-        clone.commit("a trainer with gates")
-        yield clone
-
-
-def gates(clone: Clone) -> Path:
-    return clone.path.parent / "gates"
-
-
-def started(clone: Clone) -> list[str]:
-    """Return the variants whose training has been started, in order."""
-    log = gates(clone) / "started"
-    return log.read_text().split() if log.exists() else []
 
 
 def sweeping(clone: Clone, *options: str) -> subprocess.Popen[str]:
@@ -85,38 +31,11 @@ def sweeping(clone: Clone, *options: str) -> subprocess.Popen[str]:
     )
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.05)
-
-
-def processes(clone: Clone) -> list[int]:
-    """Return the processes that work in the clone or below it."""
-    below = []
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            directory = os.readlink(path / "cwd")
-        except OSError:
-            continue
-        if Path(directory).is_relative_to(clone.path) and int(path.name) != os.getpid():
-            below.append(int(path.name))
-    return below
-
-
 def assert_nothing_left(clone: Clone) -> None:
     wait_until(lambda: not processes(clone), 20)
     assert not list((clone.path / ".dvc/tmp/sweep").glob("worker-*"))
     assert clone.run("git", "for-each-ref", "refs/dropout-study").stdout == ""
     assert clone.run("git", "status", "--porcelain", "--", ":!metrics", ":!dvc.lock").stdout == ""
-
-
-def outputs(clone: Clone) -> dict[str, bytes]:
-    """Return dvc.lock and every output of the trainings, of evaluate and of plot."""
-    paths = [path for name in ("models", "metrics", "data/predictions") for path in (clone.path / name).rglob("*")]
-    contents = {str(path.relative_to(clone.path)): path.read_bytes() for path in paths if path.is_file()}
-    return contents | {"dvc.lock": (clone.path / "dvc.lock").read_bytes()}
 
 
 def test_sweep_gives_the_bytes_of_a_sequential_run(untrained: Clone, tmp_path: Path) -> None:

@@ -10,10 +10,9 @@ from typing import NamedTuple
 import pytest
 
 from tests.clones import PROJECT, Clone, copied, environment
-from tests.pipeline.test_sweep import KEYS, gates, outputs, processes, started, swept, untrained, wait_until
+from tests.sweeps import KEYS, gates, outputs, processes, started, wait_until
 
 pytestmark = pytest.mark.pipeline
-__all__ = ["swept", "untrained"]  # fixtures
 
 
 class Sweep(NamedTuple):

@@ -3,13 +3,15 @@
 import hashlib
 import re
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 from ruamel.yaml import YAML
 
-from tests.clones import PROJECT, Clone, copied
+from tests.clones import PROJECT, Clone, copied, environment
 from tests.datasets.test_cifar10 import content, write_archive
+from tests.sweeps import gates, started, wait_until
 
 pytestmark = pytest.mark.pipeline
 
@@ -201,6 +203,20 @@ def test_a_fresh_clone_makes_its_data(clone: Clone, tmp_path: Path) -> None:
     assert "No remote provided" in message
     assert "deleted:" in status
     assert UP_TO_DATE in fresh.dvc("status")
+
+
+def test_status_shows_the_training_that_blocks_dvc_status(swept: Clone) -> None:
+    (gates(swept) / "hold-sgd-0.0-0").touch()
+    repro = subprocess.Popen(["dvc", "repro"], cwd=swept.path, env=environment(), stdout=subprocess.DEVNULL)
+    wait_until(lambda: started(swept) == ["sgd-0.0-0"])
+
+    blocked = failing(swept, "dvc status")
+    shown = call(swept, *commands("is busy"))
+
+    (gates(swept) / "hold-sgd-0.0-0").unlink()
+    repro.wait(timeout=90)
+    assert "is busy, it is being blocked by" in blocked
+    assert shown.startswith("0 of 4 variants are trained")
 
 
 def test_the_run_cache_has_what_a_lock_file_of_another_machine_does_not(clone: Clone) -> None:

@@ -1,0 +1,127 @@
+"""What a sweep costs beside training: `python -m benchmarks.sweep` sweeps studies of 15 to 1,000 variants.
+
+The trainer is a fake that writes a variant's outputs and sleeps, so all processor time but its own is overhead. CPU
+seconds are those of user and system, of every process; wall seconds depend on what else the machine does.
+"""
+
+import argparse
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ruamel.yaml import YAML
+
+from dropout_study.commands import environment, output
+from dropout_study.devices import processor
+from dropout_study.sweep.board import STATUS
+
+PROJECT = Path(__file__).resolve().parents[1]
+SIZES = (15, 100, 300, 1000)
+SLEEP_SECONDS = 0.2
+COLUMNS = (
+    "variants",
+    "trainer, CPU s",
+    "worker, CPU s a variant",
+    "driver, CPU s",
+    "driver, CPU s a variant",
+    "wall s",
+    "wall s × workers a variant",
+)
+SMALL = {"normalize": {"train_size": 200, "validation": 0.1}, "train": {"epochs": 2, "batch_size": 64}}
+
+
+class Cost(NamedTuple):
+    """What a sweep of `variants` cost: CPU seconds of the fake trainer, of workers without it, of the driver; wall."""
+
+    variants: int
+    trainer: float
+    workers: float
+    driver: float
+    wall: float
+
+
+def project(directory: Path, variants: int) -> None:
+    """Make a project in `directory` whose study has `variants` variants, with the fake trainer and data."""
+    names = output("git", "ls-files", "-z", cwd=PROJECT).split("\0")
+    for name in filter(None, names):
+        if not name.startswith(("metrics/", "results/")) and name != "dvc.lock":
+            (directory / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(PROJECT / name, directory / name)
+    trainer = (PROJECT / "tests/fake_train.py").read_text(encoding="utf-8")
+    slow = f"import time\n\ntime.sleep({SLEEP_SECONDS})\n\nif __name__"
+    (directory / "stages/train.py").write_text(trainer.replace("if __name__", slow, 1), encoding="utf-8")
+    yaml = YAML()
+    settings = yaml.load(directory / "params.yaml")
+    for section, values in SMALL.items():
+        settings[section].update(values)
+    rates = [0.0, 0.1, 0.2, 0.3, 0.5]
+    settings["study"].update(dropouts=rates, seeds=list(range(variants // len(rates))))
+    yaml.dump(settings, directory / "params.yaml")
+    output("git", "init", "--quiet", cwd=directory)
+
+
+def children_seconds() -> float:
+    """Return the CPU seconds of all children of this process that have ended, and of theirs."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def trainer_seconds(directory: Path) -> float:
+    """Return the CPU seconds of the fake trainer for one variant, without DVC: the median of three."""
+    key = "adadelta-0.0-0"
+    seconds = []
+    for _ in range(3):
+        before = children_seconds()
+        variables = {"DVC_STAGE": f"train@{key}"}
+        output(sys.executable, "-m", "stages.train", cwd=directory, variables=variables)
+        seconds.append(children_seconds() - before)
+    return sorted(seconds)[1]
+
+
+def measure(variants: int, workers: int) -> Cost:
+    """Sweep a study of `variants` variants; return what it cost."""
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        project(directory, variants)
+        output(sys.executable, "-m", "dvc", "repro", "--quiet", "normalize", cwd=directory)
+        trainer = trainer_seconds(directory)
+        shutil.rmtree(directory / "models")
+        before, begin = children_seconds(), time.perf_counter()
+        command = ["dropout-study", "sweep", "--workers", str(workers)]
+        subprocess.run(command, cwd=directory, env=environment(), stdout=subprocess.DEVNULL, check=True)
+        wall, total = time.perf_counter() - begin, children_seconds() - before
+        rows: dict[str, Any] = json.loads((directory / STATUS).read_text(encoding="utf-8"))["rows"]
+    in_workers = sum(row["cpu_seconds"] for row in rows.values())
+    return Cost(variants, trainer, in_workers - trainer * variants, total - in_workers, wall)
+
+
+def row(cost: Cost, workers: int) -> str:
+    """Return a row of the table."""
+    overhead = cost.wall * workers / cost.variants
+    return (
+        f"| {cost.variants:,} | {cost.trainer:.2f} | {cost.workers / cost.variants:.2f} | "
+        f"{cost.driver:.1f} | {cost.driver / cost.variants:.3f} | {cost.wall:.0f} | {overhead:.2f} |"
+    )
+
+
+def main() -> None:
+    """Measure, and print a table."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.sweep", description=__doc__)
+    parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="numbers of variants, multiples of 5")
+    parser.add_argument("--workers", type=int, default=2)
+    options = parser.parse_args()
+    print(f"{processor()['processor']}, {os.cpu_count()} cores, {options.workers} workers\n")
+    print(f"| {' | '.join(COLUMNS)} |\n|{' ---: |' * len(COLUMNS)}")
+    for size in options.sizes:
+        print(row(measure(size, options.workers), options.workers), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""A project for tests of the sweep, whose trainings wait and fail as files beside it say; and what runs in it."""
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.clones import Clone
+
+KEYS = ("sgd-0.0-0", "sgd-0.5-0", "adadelta-0.0-0", "adadelta-0.5-0")
+# Put before the fake trainer's work: it waits while a file hold-<key> is there, and fails if fail-<key> is.
+GATE = """
+def main(key: str | None = None) -> None:
+    import sys, time
+    from pathlib import Path
+    key = key or os.environ["DVC_STAGE"].partition("@")[2]
+    gates = Path({gates!r})
+    with (gates / "started").open("a") as log:
+        log.write(key + "\\n")
+    epoch = "epoch 1/2  loss 1.0  accuracy  10.00%  validation loss 1.0  accuracy  12.00%  1,234 images/s  9 s left"
+    print(f"{{key}}  {{epoch}}", flush=True)
+    while (gates / f"hold-{{key}}").exists():
+        time.sleep(0.05)
+    if (gates / f"fail-{{key}}").exists():
+        sys.exit(f"error: {{key}} cannot be trained")
+    train(key)
+
+"""
+
+
+def add_gates(clone: Clone) -> None:
+    """Have the trainer of the clone obey the files in `gates`."""
+    gates(clone).mkdir()
+    trainer = clone.path / "stages/train.py"
+    source = trainer.read_text().replace("def main(", "def train(")
+    place = source.index("\n\nif __name__")
+    trainer.write_text(source[:place] + GATE.format(gates=str(gates(clone))) + source[place:])
+
+
+def gates(clone: Clone) -> Path:
+    return clone.path.parent / "gates"
+
+
+def started(clone: Clone) -> list[str]:
+    """Return the variants whose training has been started, in order."""
+    log = gates(clone) / "started"
+    return log.read_text().split() if log.exists() else []
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+
+
+def processes(clone: Clone) -> list[int]:
+    """Return the processes that work in the clone or below it."""
+    below = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            directory = os.readlink(path / "cwd")
+        except OSError:
+            continue
+        if Path(directory).is_relative_to(clone.path) and int(path.name) != os.getpid():
+            below.append(int(path.name))
+    return below
+
+
+def outputs(clone: Clone) -> dict[str, bytes]:
+    """Return dvc.lock and every output of the trainings, of evaluate and of plot."""
+    paths = [path for name in ("models", "metrics", "data/predictions") for path in (clone.path / name).rglob("*")]
+    contents = {str(path.relative_to(clone.path)): path.read_bytes() for path in paths if path.is_file()}
+    return contents | {"dvc.lock": (clone.path / "dvc.lock").read_bytes()}

@@ -54,7 +54,7 @@ format: .venv/installed-test ## Put the code into its standard form
 .PHONY: requirements
 requirements: .venv/installed-test ## Compile the pinned requirements*.txt from pyproject.toml
 	uv pip compile --quiet --universal --python-version 3.11 pyproject.toml -o requirements.txt
-	uv pip compile --quiet --universal --python-version 3.11 pyproject.toml --extra test -c requirements.txt -o requirements-test.txt
+	uv pip compile --quiet --universal --python-version 3.11 pyproject.toml --extra test --extra cluster -c requirements.txt -o requirements-test.txt
 
 .PHONY: clean
 clean: ## Remove the environment and what tools leave behind; results and DVC's cache stay

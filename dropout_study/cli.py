@@ -152,6 +152,22 @@ def publish(name: str) -> None:
     click.echo(f"published: {publish(name)}/; `git add` it, and `make results-page` writes docs/results.md again")
 
 
+# The options of a sweep that only count with Ray, in the order of `RayOptions`.
+FOR_RAY = ("repository", "scratch", "checkpoints", "gpus_per_worker")
+scratch_option = click.option(
+    "--scratch",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path(tempfile.gettempdir()) / "dropout-study",
+    show_default=True,
+    help="Where a machine of a cluster makes clones.",
+)
+checkpoints_option = click.option(
+    "--checkpoints",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="A directory that the machines share, so that another one can resume a training.  [default: in SCRATCH]",
+)
+
+
 @main.group(invoke_without_command=True)
 @click.option("--workers", type=click.IntRange(1, 256), default=2, show_default=True, help="Trainings at a time.")
 @click.option(
@@ -163,6 +179,14 @@ def publish(name: str) -> None:
 @click.option("--keep-going", is_flag=True, help="If a variant fails, still start the others.")
 @click.option("--fail-fast", is_flag=True, help="If a variant fails, end those that run, too.")
 @click.option("--dry-run", is_flag=True, help="Say what would be trained and how long it should take.")
+@click.option(
+    "--ray", is_flag=True, help="Train by Ray, started for this and on this machine alone. Needs --repository."
+)
+@click.option("--address", help="Train by the Ray cluster at this address, such as auto. Needs --repository.")
+@click.option("--repository", help="With Ray: the URL of a Git repository that every machine reaches.")
+@click.option("--gpus-per-worker", type=click.FloatRange(0), default=0.0, show_default=True, help="With Ray.")
+@scratch_option
+@checkpoints_option
 @click.pass_context
 def sweep(context: click.Context, /, **options: Any) -> None:
     """Train several variants at a time, here or on other machines.
@@ -173,7 +197,7 @@ def sweep(context: click.Context, /, **options: Any) -> None:
 
     The commands below are for machines that share a Git repository and a DVC remote: docs/cluster.md.
     """
-    from dropout_study.sweep.driver import Options, sweep
+    from dropout_study.sweep.driver import Options, RayOptions, sweep, sweep_on_ray
 
     if context.invoked_subcommand:
         given = [name for name in options if context.get_parameter_source(name) is not ParameterSource.DEFAULT]
@@ -182,10 +206,22 @@ def sweep(context: click.Context, /, **options: Any) -> None:
         return
     if options["keep_going"] and options["fail_fast"]:
         raise click.UsageError("--keep-going and --fail-fast exclude each other")
+    by_ray = options["ray"] or options["address"] is not None
+    given = [name for name in FOR_RAY if context.get_parameter_source(name) is not ParameterSource.DEFAULT]
+    if given and not by_ray:
+        raise click.UsageError(f"--{given[0].replace('_', '-')} needs --ray or --address")
+    if by_ray and not options["repository"]:
+        raise click.UsageError("--ray and --address need --repository")
+    if by_ray and (options["keep_going"] or options["fail_fast"]):
+        raise click.UsageError("with Ray, the other variants are always trained: no --keep-going, no --fail-fast")
     os.chdir(find_project())
-    threads = options.pop("threads_per_worker")
+    how = Options(*(options[name] for name in ("workers", "threads_per_worker", "keep_going", "fail_fast", "dry_run")))
     try:
-        sweep(Options(threads=threads, **options))
+        if by_ray:
+            address, *rest = (options[name] for name in ("address", *FOR_RAY))
+            sweep_on_ray(how, RayOptions(address, *rest))
+        else:
+            sweep(how)
     except KeyboardInterrupt:
         click.echo("interrupted; what is trained is kept, run the same command to resume", err=True)
         sys.exit(130)
@@ -210,18 +246,8 @@ def send(repository: str) -> None:
 @click.argument("name")
 @click.argument("key", required=False)
 @click.option("--index", type=click.IntRange(0), help="The place of the variant among those of the sweep, from 0.")
-@click.option(
-    "--scratch",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=Path(tempfile.gettempdir()) / "dropout-study",
-    show_default=True,
-    help="Where the clone is made.",
-)
-@click.option(
-    "--checkpoints",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="A directory that the machines share, so that another one can resume a training.  [default: in SCRATCH]",
-)
+@scratch_option
+@checkpoints_option
 def worker(
     repository: str, name: str, key: str | None, index: int | None, scratch: Path, checkpoints: Path | None
 ) -> None:

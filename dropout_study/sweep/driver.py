@@ -4,6 +4,7 @@ import os
 import signal
 import statistics
 import subprocess
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,8 +18,9 @@ from dropout_study.errors import StudyError
 from dropout_study.progress import duration, finished_training, say
 from dropout_study.settings import Settings, load_settings
 from dropout_study.sweep import board as boards
-from dropout_study.sweep import project, remote
+from dropout_study.sweep import project, ray_pool, remote
 from dropout_study.sweep.board import FAILED, TRAINED, WAITING, Board
+from dropout_study.sweep.keeper import GRACE_SECONDS
 from dropout_study.sweep.worker import Outcome, Worker, remove_leftovers
 
 ATTEMPTS = 3  # of a variant whose training a signal ended
@@ -36,6 +38,16 @@ class Options(NamedTuple):
     keep_going: bool = False
     fail_fast: bool = False
     dry_run: bool = False
+
+
+class RayOptions(NamedTuple):
+    """The cluster's `address` (None: one of this machine alone), and what its machines share and have."""
+
+    address: str | None
+    repository: str
+    scratch: Path
+    checkpoints: Path | None = None
+    gpus: float = 0.0
 
 
 def sweep(options: Options) -> None:
@@ -94,6 +106,53 @@ def collect(repository: str, sweep: str) -> None:
             raise StudyError("; ".join(problems))
         remote.forget(repository, sweep, entries)
         dvc("repro")
+
+
+def sweep_on_ray(options: Options, ray: RayOptions) -> None:
+    """Train what is missing of the study by Ray, and evaluate. Raises `StudyError` if anything failed."""
+    ray_pool.require_ray()
+    settings = load_settings()
+    threads = threads_per_worker(settings, options)
+    with files.locked(project.SWEEP / "lock", BUSY):
+        keys = prepared(settings)
+        _announce(settings, keys, options, threads)
+        if options.dry_run:
+            return
+        if keys:
+            _train_on_ray(keys, options, ray, threads)
+        dvc("repro")
+
+
+def _train_on_ray(keys: Sequence[str], options: Options, ray: RayOptions, threads: int) -> None:
+    settings = load_settings()
+    name = remote.send(ray.repository, keys)
+    board = Board(keys, options.workers, known_seconds(settings))
+    asked = ray_pool.resources(threads, ray.gpus)
+    where = (ray.repository, name, ray.scratch, ray.checkpoints)
+    try:
+        with (
+            ray_pool.connected(ray.address, threads * options.workers) as module,
+            board.shown(),
+            _interruptible() as interrupted,
+        ):
+            failures = ray_pool.run(module, board, where, asked, interrupted)
+    finally:  # what was pushed is taken in, whatever ended the sweep
+        if ray.address is None:
+            _clear(ray.scratch)
+        entries, refused = remote.collect(ray.repository, name, keys)
+        remote.forget(ray.repository, name, remote.trained(ray.repository, name))
+    boards.show(boards.final_table(board))
+    problems = [f"{key}: {why}" for key, why in (failures | refused).items()]
+    if problems:
+        raise StudyError(f"{'; '.join(problems)}; {len(entries)} of {len(keys)} are trained and kept")
+
+
+def _clear(scratch: Path) -> None:
+    """Remove the clones of Ray's workers on this machine, when their keepers have ended what runs there."""
+    end = time.monotonic() + 2 * GRACE_SECONDS
+    while any(scratch.glob("worker-*")) and time.monotonic() < end:
+        remove_leftovers(scratch)
+        time.sleep(0.2)
 
 
 def threads_per_worker(settings: Settings, options: Options) -> int:

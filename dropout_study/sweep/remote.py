@@ -7,9 +7,8 @@ push is what makes the variant done: a worker that dies before it is simply call
 """
 
 import secrets
-import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from dropout_study.commands import DVC, output
@@ -36,7 +35,7 @@ def entry_ref(sweep: str, key: str) -> str:
     return f"{PREFIX}/{sweep}/trained/{key}"
 
 
-def send(repository: str, keys: list[str]) -> str:
+def send(repository: str, keys: Sequence[str]) -> str:
     """Push a snapshot that names `keys`, and the data, for workers to train; return the name of the sweep."""
     sweep = f"{time.strftime('%Y%m%d')}-{secrets.token_hex(3)}"
     commit = project.snapshot("\n".join(keys))
@@ -68,9 +67,9 @@ class RemoteWorker(Worker):
 
     def prepare_from_remote(self, checkpoints: Path, logs: Path) -> None:
         """Make the clone from the snapshot of the sweep, with its data."""
-        self.directory.mkdir(parents=True, exist_ok=True)
-        self._git("init", "--quiet")
         self.hold()
+        self.directory.mkdir()
+        self._git("init", "--quiet")
         self._git("fetch", "--quiet", "--depth", "1", self.repository, snapshot_ref(self.sweep))
         self._git("checkout", "--quiet", "--detach", "FETCH_HEAD")
         self.keys = self._git("log", "-1", "--format=%B").split()
@@ -120,17 +119,23 @@ def persistently(action: Callable[[], object], what: str) -> None:
             time.sleep(pause)
 
 
-def work(repository: str, sweep: str, key: str | int, scratch: Path, checkpoints: Path | None = None) -> None:
+def work(
+    repository: str,
+    sweep: str,
+    key: str | int,
+    scratch: Path,
+    checkpoints: Path | None = None,
+    on_line: Callable[[str], None] = say,
+) -> None:
     """Train one variant of a sweep in a clone below `scratch`, push it, and remove the clone.
 
     `key` is the variant, or its place, from 0, among those of the sweep. `checkpoints` is where a variant that is
     killed leaves its state: a directory that the machines share, so that another can resume; by default one in
-    `scratch`. Raises `StudyError` if the training or a push fails.
+    `scratch`. `on_line` gets what is printed. Raises `StudyError` if the training or a push fails.
     """
     scratch = scratch.resolve()
     remove_leftovers(scratch)
-    directory = scratch / f"worker-{sweep}-{secrets.token_hex(4)}"
-    worker = RemoteWorker(directory, repository, sweep)
+    worker = RemoteWorker(scratch / f"worker-{sweep}-{secrets.token_hex(4)}", repository, sweep)
     try:
         worker.prepare_from_remote((checkpoints or scratch / "checkpoints").resolve(), scratch / "logs")
         if isinstance(key, int):
@@ -139,13 +144,12 @@ def work(repository: str, sweep: str, key: str | int, scratch: Path, checkpoints
             key = worker.keys[key]
         elif key not in worker.keys:
             raise StudyError(f"{key}: not a variant of the sweep {sweep}; it has {', '.join(worker.keys[:3])} …")
-        outcome = worker.deliver(key, say)
+        outcome = worker.deliver(key, on_line)
         if outcome.entry is None:
             raise StudyError(f"{key}: not trained; {outcome.last_lines[-1] if outcome.last_lines else 'no output'}")
-        say(outcome.last_lines[-1] if not outcome.entry else f"{key}  {TRAINED} and pushed")
+        on_line(outcome.last_lines[-1] if not outcome.entry else f"{key}  {TRAINED} and pushed")
     finally:
         worker.remove()
-        shutil.rmtree(directory, ignore_errors=True)
 
 
 def collect(repository: str, sweep: str, order: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
@@ -172,7 +176,7 @@ def _entry(ref: str, key: str) -> str:
     return lockfile.split(output("git", "show", f"{ref}:{ENTRY}") + "\n")[project.stage_of(key)]
 
 
-def forget(repository: str, sweep: str, keys: Mapping[str, object]) -> None:
+def forget(repository: str, sweep: str, keys: Iterable[str]) -> None:
     """Remove the refs of a sweep from the repository."""
     refs = [snapshot_ref(sweep), *(entry_ref(sweep, key) for key in keys)]
     output("git", "push", "--quiet", repository, *(f":{ref}" for ref in refs))

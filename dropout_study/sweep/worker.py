@@ -4,6 +4,7 @@ Training in a clone keeps `dvc` processes out of each other's way, and DVC's loc
 Results go into the cache that the clones share; the worker hands back the variant's entry in dvc.lock.
 """
 
+import fcntl
 import os
 import re
 import shutil
@@ -64,9 +65,8 @@ class Worker:
 
         `cache` is DVC's cache, `lock` the dvc.lock that each variant starts from.
         """
-        self.directory.parent.mkdir(parents=True, exist_ok=True)
-        output("git", "clone", "--quiet", "--shared", "--no-checkout", str(project), str(self.directory))
         self.hold()
+        output("git", "clone", "--quiet", "--shared", "--no-checkout", str(project), str(self.directory))
         output("git", "checkout", "--quiet", "--detach", commit, cwd=self.directory)
         self.configure(lock, project / checkpoint.root(), project / files.LOGS, SHARED_CACHE.format(cache=cache))
         self.dvc("checkout", "--quiet", *DATA)
@@ -149,30 +149,45 @@ class Worker:
 
     def remove(self) -> None:
         """Remove the clone."""
+        shutil.rmtree(self.directory, ignore_errors=True)
         if self._held:
+            lock_of(self.directory).unlink(missing_ok=True)
             self._held.close()
             self._held = None
-        shutil.rmtree(self.directory, ignore_errors=True)
 
 
-def held(directory: Path) -> IO[bytes]:
-    """Return a file in the clone that is locked as long as it, or a copy of its descriptor, is open in any process."""
-    import fcntl
+def lock_of(clone: Path) -> Path:
+    """Return the lock file of a clone, which is beside it: there before it, and locked as long as it is in use."""
+    return clone.with_name(f"{clone.name}.lock")
 
-    file = (directory / ".git/dropout-study.lock").open("ab")
-    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    return file
+
+def held(clone: Path) -> IO[bytes]:
+    """Return the lock file of a clone, locked as long as it, or a copy of its descriptor, is open in any process.
+
+    Raises `BlockingIOError` if a process holds it.
+    """
+    path = lock_of(clone)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        file = path.open("ab")
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            return file
+        file.close()  # whoever removes leftovers was faster
 
 
 def remove_leftovers(directory: Path) -> list[Path]:
     """Remove and return the clones below `directory` whose driver was killed; those in which something runs stay."""
     removed = []
-    for clone in sorted(directory.glob("worker-*")):
+    for lock in sorted(directory.glob("worker-*.lock")):
+        clone = lock.with_suffix("")
         try:
-            if (clone / ".git").exists():
-                held(clone).close()
+            file = held(clone)
         except BlockingIOError:
             continue
+        if clone.exists():
+            removed.append(clone)
         shutil.rmtree(clone, ignore_errors=True)
-        removed.append(clone)
+        lock.unlink(missing_ok=True)
+        file.close()
     return removed

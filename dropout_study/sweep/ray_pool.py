@@ -1,0 +1,174 @@
+"""Ray as the engine of a sweep: its tasks call the worker, on a cluster that runs or on one of this machine alone.
+
+Ray contributes a queue, retries on other machines and the counting of processors and GPUs. Code, data and results
+travel as for every other machine, by a Git repository and a DVC remote: see `remote`.
+"""
+
+import os
+import secrets
+import socket
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+from dropout_study.errors import StudyError
+from dropout_study.sweep import remote
+from dropout_study.sweep.board import FAILED, TRAINED, WAITING, Board
+from dropout_study.sweep.project import SWEEP
+
+ATTEMPTS = 3  # of a variant whose worker or machine was lost
+TOKEN_PATH = "RAY_AUTH_TOKEN_PATH"
+EVERYWHERE = {
+    "RAY_AUTH_MODE": "token",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    "RAY_worker_niceness": "0",
+    # The keeper ends trainings. Ray's own ways would end the keeper, and leave the training.
+    "RAY_process_group_cleanup_enabled": "0",
+    "RAY_kill_child_processes_on_worker_exit": "0",
+}
+# The only way in which all of Ray listens on 127.0.0.1 alone.
+LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+OBJECT_STORE_BYTES = 80 << 20
+
+
+def require_ray() -> None:
+    """Raise `StudyError` if Ray is not installed."""
+    import importlib.util
+
+    if importlib.util.find_spec("ray") is None:
+        raise StudyError("Ray is not installed: pip install -c requirements-test.txt -e '.[cluster]'")
+
+
+def variables(address: str | None, environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment variables that Ray needs before it is imported.
+
+    For a running cluster, its token has to be in a file that only its owner can read, which RAY_AUTH_TOKEN_PATH names.
+    """
+    if address is None:
+        return EVERYWHERE | LOOPBACK
+    token = environment.get(TOKEN_PATH)
+    if not token:
+        raise StudyError(f"{TOKEN_PATH} is not set: it names the file with the token of the cluster at {address}")
+    try:
+        mode = stat.S_IMODE(Path(token).stat().st_mode)
+    except OSError as error:
+        raise StudyError(f"{token}: the token of the cluster cannot be read: {error.strerror}") from None
+    if mode & 0o077:
+        raise StudyError(f"{token}: others can read the token of the cluster; chmod 600 {token}")
+    return EVERYWHERE | {TOKEN_PATH: token}
+
+
+@contextmanager
+def connected(address: str | None, processors: int) -> Iterator[Any]:
+    """Connect to the cluster at `address`, or start one of `processors` on this machine; yield the module `ray`."""
+    require_ray()
+    os.environ |= variables(address, os.environ)
+    token = SWEEP / "ray-token"
+    if address is None:
+        token.unlink(missing_ok=True)
+        token.touch(mode=0o600)
+        token.write_text(secrets.token_hex(32), encoding="ascii")
+        os.environ[TOKEN_PATH] = str(token.resolve())
+    import ray
+
+    try:
+        options: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
+        if address is None:
+            options |= {
+                "num_cpus": processors,
+                "include_dashboard": False,
+                "object_store_memory": OBJECT_STORE_BYTES,
+            }
+        else:
+            options["address"] = address
+        ray.init(**options)
+        yield ray
+    finally:
+        ray.shutdown()
+        if address is None:
+            token.unlink(missing_ok=True)
+
+
+class Teller:
+    """Keeps what trainings print until the driver asks: an actor."""
+
+    def __init__(self) -> None:
+        self._lines: list[tuple[str, str]] = []
+        self._places: dict[str, str] = {}
+
+    def started(self, key: str, place: str) -> None:
+        """Note where a variant is trained."""
+        self._places[key] = place
+
+    def line(self, key: str, text: str) -> None:
+        """Note a line."""
+        self._lines.append((key, text))
+
+    def take(self) -> tuple[dict[str, str], list[tuple[str, str]]]:
+        """Return where variants were started, and the lines, since the last call."""
+        taken = self._places, self._lines
+        self._places, self._lines = {}, []
+        return taken
+
+
+def train(repository: str, sweep: str, key: str, scratch: Path, checkpoints: Path | None, teller: Any) -> None:
+    """Train one variant in a Ray task."""
+    os.environ.pop("OMP_NUM_THREADS", None)  # which Ray sets, and which moves results
+    teller.started.remote(key, f"{socket.gethostname()}, process {os.getpid()}")
+    remote.work(repository, sweep, key, scratch, checkpoints, lambda line: teller.line.remote(key, line))
+
+
+def resources(threads: int, gpus: float) -> dict[str, float]:
+    """Return what a training asks Ray for."""
+    return {"num_cpus": threads, "num_gpus": gpus} if gpus else {"num_cpus": threads}
+
+
+def run(
+    ray: Any, board: Board, where: tuple[str, str, Path, Path | None], asked: Mapping[str, float], interrupted: Event
+) -> dict[str, str]:
+    """Train the variants of the board on the cluster; return why those failed that did.
+
+    `where` is the repository, the sweep, the scratch directory of each machine and that of the checkpoints.
+    """
+    teller = ray.remote(Teller).options(num_cpus=0).remote()
+    task = ray.remote(train).options(max_retries=0, **asked)
+    repository, sweep, scratch, checkpoints = where
+
+    def submit(key: str) -> Any:
+        return task.remote(repository, sweep, key, scratch, checkpoints, teller)
+
+    running = {submit(key): key for key in board.keys}
+    failures: dict[str, str] = {}
+    while running:
+        done, _ = ray.wait([*running], num_returns=1, timeout=0.5)
+        places, lines = ray.get(teller.take.remote())
+        for key, place in places.items():
+            board.started(key, place)
+        for key, line in lines:
+            board.line(key, line)
+        if interrupted.is_set():
+            for reference in running:
+                ray.cancel(reference)
+            ray.wait([*running], num_returns=len(running), timeout=30)
+            break
+        for reference in done:
+            key = running.pop(reference)
+            try:
+                ray.get(reference)
+                board.ended(key, TRAINED, 0.0)
+            except ray.exceptions.RayTaskError as error:
+                failures[key] = str(error.cause)
+                board.ended(key, FAILED, 0.0)
+            except ray.exceptions.RayError as error:  # the worker or its machine is gone
+                if board.rows[key].attempts < ATTEMPTS:
+                    board.ended(key, WAITING, 0.0, f"{type(error).__name__}, will be tried again")
+                    running[submit(key)] = key
+                else:
+                    failures[key] = str(error)
+                    board.ended(key, FAILED, 0.0)
+        board.write()
+    return failures

@@ -1,0 +1,91 @@
+"""`dropout-study sweep --ray`: a real Ray on loopback."""
+
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.clones import Clone, environment
+from tests.sweeps import KEYS, gates, outputs, processes, started, wait_until
+
+pytestmark = pytest.mark.pipeline
+
+
+@pytest.fixture
+def shared(swept: Clone, tmp_path: Path) -> list[str]:
+    """What the options are that name a Git repository and a scratch directory; the project has a DVC remote."""
+    swept.dvc("remote", "add", "--default", "shared", str(tmp_path / "remote"))
+    swept.commit("a remote")
+    swept.run("git", "init", "--quiet", "--bare", str(tmp_path / "repository.git"))
+    return ["--repository", str(tmp_path / "repository.git"), "--scratch", str(tmp_path / "scratch")]
+
+
+def listening(pids: list[int]) -> set[str]:
+    """Return the addresses on which the processes listen, by the sockets that /proc lists."""
+    inodes = set()
+    for pid in pids:
+        for link in Path(f"/proc/{pid}/fd").glob("*"):
+            try:
+                inodes.add(str(link.readlink()))
+            except OSError:
+                continue
+    addresses = set()
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        for line in Path(table).read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and f"socket:[{fields[9]}]" in inodes:
+                addresses.add(fields[1].partition(":")[0])
+    return addresses
+
+
+def ray_processes() -> list[int]:
+    """Return the processes of Ray on this machine."""
+    return [
+        int(path.parent.name)
+        for path in Path("/proc").glob("[0-9]*/cmdline")
+        if path.exists() and (b"raylet" in path.read_bytes() or b"gcs_server" in path.read_bytes())
+    ]
+
+
+def test_ray_gives_the_bytes_of_a_sequential_run(shared: list[str], swept: Clone) -> None:
+    swept.run("dropout-study", "sweep", "--ray", *shared)
+    by_ray = outputs(swept)
+
+    for path in [swept.path / "dvc.lock", *(swept.path / "models/variants").iterdir()]:
+        path.unlink()
+    swept.run("git", "checkout", "--quiet", "dvc.lock")
+    swept.repro("--force")
+
+    assert outputs(swept) == by_ray
+    assert sorted(started(swept)[:4]) == sorted(KEYS)
+
+
+def test_interrupted_ray_leaves_nothing_running_and_keeps_what_is_trained(shared: list[str], swept: Clone) -> None:
+    before = set(ray_processes())
+    (gates(swept) / "hold-adadelta-0.0-0").touch()
+    sweep = subprocess.Popen(
+        ["dropout-study", "sweep", "--ray", *shared],
+        cwd=swept.path,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    status = swept.path / ".dvc/tmp/sweep/status.json"
+    wait_until(lambda: status.exists() and status.read_text().count('"trained"') == 3, 120)
+    own = [pid for pid in ray_processes() if pid not in before]
+    addresses = listening(own)
+
+    sweep.send_signal(signal.SIGINT)
+    sweep.communicate(timeout=120)
+
+    assert addresses <= {"0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F"}
+    assert addresses
+    assert sweep.returncode == 130
+    wait_until(lambda: not processes(Clone(Path(shared[3]))), 30)
+    assert not list(Path(shared[3]).glob("worker-*"))
+    assert set(ray_processes()) <= before
+    assert not (swept.path / ".dvc/tmp/sweep/ray-token").exists()
+    assert (swept.path / "metrics/history/sgd-0.0-0.csv").exists()
+    (gates(swept) / "hold-adadelta-0.0-0").unlink()
+    assert "1 of 4 variants to train" in swept.run("dropout-study", "sweep").stdout

@@ -2,13 +2,15 @@
 
 import hashlib
 import json
+import platform
 from collections.abc import Iterable, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
 
-from dropout_study import files
+from dropout_study import devices, files
 from dropout_study.commands import DVC, output
 from dropout_study.sweep import lockfile
 
@@ -85,6 +87,11 @@ def refusal(key: str, entry: str) -> str | None:
         if _setting(settings, name) != value:
             return f"it was trained with {name}: {value}"
     return None
+
+
+def versions() -> dict[str, str]:
+    """Return the versions, by name, of all that computes: Python and the packages that provenance has, too."""
+    return {"python": platform.python_version()} | {name: version(name) for name in devices.PACKAGES}
 
 
 def _outputs() -> dict[str, str]:

@@ -6,9 +6,10 @@ push is what makes the variant done: a worker that dies before it is simply call
 `collect` takes all entries in.
 """
 
+import json
 import secrets
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from dropout_study.commands import DVC, output
@@ -21,6 +22,7 @@ from dropout_study.sweep.worker import DATA, Outcome, Worker, remove_leftovers
 
 PREFIX = "refs/dropout-study/sweeps"
 ENTRY = "dvc.lock"
+VERSIONS = "versions.json"
 PUSH_ATTEMPTS = 5
 FIRST_PAUSE_SECONDS = 2.0  # before a push is tried again; doubled each time
 
@@ -91,13 +93,14 @@ class RemoteWorker(Worker):
         return outcome
 
     def _push_entry(self, key: str, entry: str) -> None:
-        """Push the lock entry of a variant as a commit with a single file; the first of two wins."""
-        file = self.directory / ".git/entry"
-        file.write_text(lockfile.join({project.stage_of(key): entry}), encoding="utf-8")
-        blob = self._git("hash-object", "-w", str(file))
+        """Push the lock entry of a variant, and this machine's versions, as a commit; the first of two wins."""
         index = {**NOBODY, "GIT_INDEX_FILE": ".git/entry-index"}
-        added = f"100644,{blob},{ENTRY}"
-        output("git", "update-index", "--add", "--cacheinfo", added, cwd=self.directory, variables=index)
+        contents = {ENTRY: lockfile.join({project.stage_of(key): entry}), VERSIONS: json.dumps(project.versions())}
+        for name, content in contents.items():
+            file = self.directory / ".git/entry"
+            file.write_text(content, encoding="utf-8")
+            added = f"100644,{self._git('hash-object', '-w', str(file))},{name}"
+            output("git", "update-index", "--add", "--cacheinfo", added, cwd=self.directory, variables=index)
         tree = output("git", "write-tree", cwd=self.directory, variables=index)
         (self.directory / ".git/entry-index").unlink()
         commit = self._git("commit-tree", tree, "-m", key)
@@ -161,19 +164,32 @@ def collect(repository: str, sweep: str, order: Sequence[str]) -> tuple[dict[str
     keys = [key for key in order if key in pushed]
     local = f"{project.REF}-entries"
     output("git", "fetch", "--quiet", repository, f"+{PREFIX}/{sweep}/trained/*:{local}/*")
+    entries, refused = {}, {}
     try:
-        entries = {key: _entry(f"{local}/{key}", key) for key in keys}
+        for key in keys:
+            entries[key] = lockfile.split(_shown(f"{local}/{key}", ENTRY) + "\n")[project.stage_of(key)]
+            versions = json.loads(_shown(f"{local}/{key}", VERSIONS))
+            if why := _other_versions(versions) or project.refusal(key, entries[key]):
+                refused[key] = why
     finally:
         for key in pushed:
             output("git", "update-ref", "-d", f"{local}/{key}")
-    refused = {key: why for key, entry in entries.items() if (why := project.refusal(key, entry))}
     accepted = {key: entry for key, entry in entries.items() if key not in refused}
     project.take_in(accepted, pull=True)
     return accepted, refused
 
 
-def _entry(ref: str, key: str) -> str:
-    return lockfile.split(output("git", "show", f"{ref}:{ENTRY}") + "\n")[project.stage_of(key)]
+def _shown(ref: str, file: str) -> str:
+    return output("git", "show", f"{ref}:{file}")
+
+
+def _other_versions(versions: Mapping[str, str]) -> str | None:
+    """Return why results computed with `versions` are not comparable with this machine's; None if they are."""
+    own = project.versions()
+    texts = [
+        f"{name} {version} (here: {own.get(name)})" for name, version in versions.items() if version != own.get(name)
+    ]
+    return f"it was trained with {', '.join(texts)}" if texts else None
 
 
 def forget(repository: str, sweep: str, keys: Iterable[str]) -> None:

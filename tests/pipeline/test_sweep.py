@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from dropout_study import files
-from tests.clones import Clone, copied, environment
+from tests.clones import Clone, copied, environment, small_project
 from tests.sweeps import KEYS, gates, outputs, processes, started, wait_until
 
 pytestmark = pytest.mark.pipeline
@@ -261,3 +261,28 @@ def test_published_status_is_json(swept: Clone) -> None:
     status = json.loads((swept.path / ".dvc/tmp/sweep/status.json").read_text())
 
     assert {row["state"] for row in status["rows"].values()} == {"trained"}
+
+
+def test_killed_training_resumes_in_another_clone_with_the_bytes_of_an_uninterrupted_run(tmp_path: Path) -> None:
+    """With the real trainer. The driver is killed, its clone is gone, and the next sweep trains in a new one."""
+    clone = small_project(tmp_path / "project")
+    clone.change(study__optimizers=["adadelta"], study__dropouts=[0.5], train__epochs=6, train__batch_size=10)
+    clone.change(network__filters=[16, 16, 32, 32], network__units=[64, 64])
+    clone.repro("normalize")
+    clone.commit("a study of one variant")
+    log = clone.path / "logs/adadelta-0.5-0.log"
+    with copied(clone, tmp_path / "uninterrupted") as uninterrupted:
+        uninterrupted.repro()
+        expected = outputs(uninterrupted)
+    sweep = sweeping(clone, "--workers", "1")
+    wait_until(lambda: log.exists() and "epoch 2/6" in log.read_text())
+
+    sweep.kill()
+    sweep.communicate()
+    wait_until(lambda: not processes(clone), 20)
+    clone.run("dropout-study", "sweep")
+
+    assert "resuming after epoch" in log.read_text()
+    assert "epoch 6/6" in log.read_text()
+    assert outputs(clone) == expected
+    assert not list((clone.path / ".checkpoints").glob("adadelta-*"))

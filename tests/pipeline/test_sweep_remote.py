@@ -159,6 +159,20 @@ def test_collect_refuses_what_was_trained_by_other_code(sent: Sweep) -> None:
     assert f"train@{KEYS[0]}" not in (sent.clone.path / "dvc.lock").read_text()
 
 
+def test_collect_refuses_what_was_trained_with_other_packages(sent: Sweep, tmp_path: Path) -> None:
+    """A worker on whose path another version of h5py comes first."""
+    metadata = tmp_path / "packages/h5py-0.0.1.dist-info/METADATA"
+    metadata.parent.mkdir(parents=True)
+    metadata.write_text("Metadata-Version: 2.1\nName: h5py\nVersion: 0.0.1\n")
+    elsewhere(sent).run(*sent.command(KEYS[0]), PYTHONPATH=str(tmp_path / "packages"))
+
+    done = sent.clone.run("dropout-study", "sweep", "collect", sent.repository, sent.name, check=False)
+
+    assert done.returncode == 1
+    assert f"{KEYS[0]}: not taken in, it was trained with h5py 0.0.1 (here: " in done.stderr
+    assert f"train@{KEYS[0]}" not in (sent.clone.path / "dvc.lock").read_text()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

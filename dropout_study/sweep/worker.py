@@ -21,8 +21,9 @@ from dropout_study.sweep import keeper, lockfile
 from dropout_study.sweep.project import LOCK, stage_of
 
 LAST_LINES = 15
-# What DVC says of a training that a signal ended, and the keeper's exit status if one ended DVC itself.
-KILLED = re.compile(r"exited with (-\d+|130|143)$")
+# What DVC says of a training that a signal ended, itself or below a shell, which adds 128; and the keeper's exit status
+# if a signal ended DVC itself.
+KILLED = re.compile(r"exited with (-\d+|129|1[345]\d)$")
 SIGNALLED = range(129, 160)
 # What is data to a training, of all that download and normalize write.
 DATA = ("data/raw/classes.json", "normalize")

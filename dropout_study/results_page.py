@@ -15,12 +15,14 @@ import jinja2
 from dropout_study import calibration, files, progress, report
 from dropout_study.publication import DIRECTORY, PICTURES, Published, read_published
 from dropout_study.results import QUANTITIES, Result, by_rate, finished
+from dropout_study.settings import load_settings
 
 PAGE = Path("docs/results.md")
 README = Path("README.md")
 BEGIN, END = "<!-- results -->", "<!-- /results -->"  # around the headline
 TEMPLATE = DIRECTORY / "page.md.jinja"
 AUTHOR = DIRECTORY / "article-adadelta.csv"  # what the article's notebook printed
+PRESET = Path("presets/cifar10-small.yaml")  # of the main study
 LINKS = Path("..") / DIRECTORY  # from the page
 
 # The studies that the page is about; those that are not published yet are missing from it.
@@ -134,11 +136,12 @@ def claims(main: Published | None) -> list[tuple[str, Judgement]]:
     ]
 
 
-def context(published: Mapping[str, Published], author: Sequence[Mapping[str, str]]) -> dict[str, Any]:
+def context(published: Mapping[str, Published], author: Sequence[Mapping[str, str]], planned: int) -> dict[str, Any]:
     """Return what the template of the page is filled with: the published studies, and tables of them."""
     main = published.get(MAIN)
     return {
         "main": main,
+        "planned": planned,
         "claims": [
             (i, claim, f"**{verdict}**", reason) for i, (claim, (verdict, reason)) in enumerate(claims(main), 1)
         ],
@@ -319,35 +322,48 @@ def machine(kind: Mapping[str, Any], runs: int) -> str:
     return f"{share}{device} with {sets}, {threads}, {provenance['system']}; {versions}"
 
 
-def page(published: Mapping[str, Published], author: Sequence[Mapping[str, str]], template: str) -> str:
-    """Return docs/results.md: Markdown, from the published studies by name and the rows of the author's table."""
+def page(published: Mapping[str, Published], author: Sequence[Mapping[str, str]], planned: int, template: str) -> str:
+    """Return docs/results.md: Markdown, from the published studies by name and the rows of the author's table.
+
+    `planned` is how many runs the main study has when it is complete.
+    """
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    text = environment.from_string(template).render(context(published, author))
+    text = environment.from_string(template).render(context(published, author, planned))
     return re.sub(r"\n{3,}", "\n\n", text.strip()) + "\n"  # a table ends with a newline of its own
 
 
-def headline(main: Published) -> str:
-    """Return what the README shows of the main study: the answer, the table, the statements."""
+def runs_planned() -> int:
+    """Return how many runs the main study has when it is complete, by its preset."""
+    return len(load_settings(PRESET).variants)
+
+
+def headline(main: Published, planned: int) -> str:
+    """Return what the README shows of the main study: the answer, the table, the statements.
+
+    `planned` is how many runs it has when it is complete.
+    """
     statements = report.paragraph(main.verdict).split("\n\n")[0].splitlines()
     quoted = "\n>\n".join(textwrap.fill(line, 118, initial_indent="> ", subsequent_indent="> ") for line in statements)
-    answer = textwrap.fill(f"**{report.answer(main.verdict)}**", 120)
+    running = f" The study still runs: {len(main.results)} of {planned} runs are in." * (len(main.results) < planned)
+    answer = textwrap.fill(f"**{report.answer(main.verdict)}**{running}", 120)
     return f"{answer}\n\n```text\n{report.table(main.verdict)}\n```\n\n{quoted}"
 
 
-def with_headline(readme: str, main: Published) -> str:
+def with_headline(readme: str, main: Published, planned: int) -> str:
     """Return the text of the README with the `headline` between its markers."""
     before, begin, rest = readme.partition(BEGIN)
     _, end, after = rest.partition(END)
-    return f"{before}{begin}\n{headline(main)}\n{end}{after}"
+    return f"{before}{begin}\n{headline(main, planned)}\n{end}{after}"
 
 
 def main() -> None:
     """Write docs/results.md, and the README's headline."""
     published = read_published()
-    text = page(published, files.read_csv(AUTHOR), TEMPLATE.read_text(encoding="utf-8"))
+    text = page(published, files.read_csv(AUTHOR), runs_planned(), TEMPLATE.read_text(encoding="utf-8"))
     files.write_bytes(PAGE, text.encode())
     if MAIN in published:
-        files.write_bytes(README, with_headline(README.read_text(encoding="utf-8"), published[MAIN]).encode())
+        readme = with_headline(README.read_text(encoding="utf-8"), published[MAIN], runs_planned())
+        files.write_bytes(README, readme.encode())
     progress.say(f"written: {PAGE}, and the results in {README}")
 
 

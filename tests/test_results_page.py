@@ -154,7 +154,7 @@ def test_page_of_all_studies_has_every_section_and_their_figures() -> None:
         "article-notebook": published("article-notebook", runs("adadelta", {0.5: [0.8123]}), "article-notebook"),
     }
 
-    text = results_page.page(studies, AUTHOR, TEMPLATE)
+    text = results_page.page(studies, AUTHOR, 60, TEMPLATE)
 
     headings = re.findall(r"^## (.*)$", text, re.MULTILINE)
     assert len(headings) == 9
@@ -165,12 +165,13 @@ def test_page_of_all_studies_has_every_section_and_their_figures() -> None:
     assert "| adadelta | 0.5 | 81.0 % | 70.0 % | under | 10.0 (10.0–10.0) |" in text
     assert "| adadelta | 0.5 | 45.0 → 60.0 % | 0.222 → 0.167 |" in text
     assert "| 3 | With Adadelta, dropout 0.5 has the highest test accuracy. | **not decidable** |" in text
-    assert "26 runs" in text
+    assert "**The study still runs:** 26 of 60 runs are in" in text
+    assert "still runs" not in results_page.page(studies, AUTHOR, 26, TEMPLATE)
     assert not re.search(r"\n{3,}|\{[{%]|None|nan", text)
 
 
 def test_page_without_studies_has_the_authors_figures_only() -> None:
-    text = results_page.page({}, AUTHOR, TEMPLATE)
+    text = results_page.page({}, AUTHOR, 60, TEMPLATE)
 
     assert re.findall(r"^## (.*)$", text, re.MULTILINE) == [
         "The 10 % at 0.8 and 0.9",
@@ -190,7 +191,7 @@ def test_authors_figures_are_those_in_the_document_about_the_article() -> None:
 def test_committed_page_says_what_the_published_studies_say(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(PROJECT)
 
-    expected = results_page.page(read_published(), AUTHOR, TEMPLATE)
+    expected = results_page.page(read_published(), AUTHOR, results_page.runs_planned(), TEMPLATE)
 
     assert (PROJECT / results_page.PAGE).read_text() == expected
 
@@ -201,19 +202,20 @@ def test_committed_readme_shows_the_main_study() -> None:
 
     shown = readme.partition(results_page.BEGIN)[2].partition(results_page.END)[0]
 
-    assert shown == f"\n{results_page.headline(main)}\n"
+    assert shown == f"\n{results_page.headline(main, results_page.runs_planned())}\n"
     assert f"results/{results_page.MAIN}/plots/loss.png" in readme
 
 
 def test_headline_is_written_between_its_markers_only() -> None:
     main = published("cifar10-small", runs("adadelta", {0.0: WORSE, 0.5: CLEAR}))
 
-    text = results_page.with_headline(f"before\n{results_page.BEGIN}\nold\n{results_page.END}\nafter\n", main)
+    text = results_page.with_headline(f"before\n{results_page.BEGIN}\nold\n{results_page.END}\nafter\n", main, 7)
 
     assert text.startswith(f"before\n{results_page.BEGIN}\n**With adadelta, 0.5 has the highest accuracy")
     assert text.endswith(f"{results_page.END}\nafter\n")
     assert "old" not in text
     assert report.table(main.verdict) in text
+    assert "The study still runs: 6 of 7 runs are in." in text.replace("\n", " ")
 
 
 def test_pictures_and_tables_of_the_committed_page_exist() -> None:

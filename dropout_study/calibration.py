@@ -47,14 +47,15 @@ def pooled(runs: Iterable[Sequence[Bin]]) -> list[Bin]:
     for bins in runs:
         for each in bins:
             together.setdefault(each.low, []).append(each)
-    return [_merged(together[low]) for low in sorted(together)]
+    return [merged(together[low]) for low in sorted(together)]
 
 
-def _merged(bins: Sequence[Bin]) -> Bin:
+def merged(bins: Sequence[Bin]) -> Bin:
+    """Return the images of several bins, at least one, as one bin."""
     images = sum(each.images for each in bins)
     confidence = sum(each.images * each.confidence for each in bins) / images
     accuracy = sum(each.images * each.accuracy for each in bins) / images
-    return Bin(bins[0].low, bins[0].high, images, confidence, accuracy)
+    return Bin(bins[0].low, bins[-1].high, images, confidence, accuracy)
 
 
 def expected_error(bins: Iterable[Bin]) -> float:

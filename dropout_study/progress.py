@@ -146,6 +146,14 @@ def finished_training(log: str) -> Speed | None:
     return Speed(int(epochs), float(seconds), float(images_per_second.replace(",", "")))
 
 
+def logged_training(path: Path) -> Speed | None:
+    """Return the speed of the last training that the log `path` says is finished; None if there is none, or no log."""
+    try:
+        return finished_training(path.read_text(encoding="utf-8", errors="replace"))
+    except OSError:
+        return None
+
+
 class TrainingReport:
     """The lines that are printed while the variant `key` is trained for `epochs` epochs of `images` images."""
 

@@ -7,13 +7,13 @@ that docs/results.md is made of, and all that is left if the machine and DVC's c
 import json
 import re
 import shutil
-import subprocess
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from dropout_study import files, progress, results
 from dropout_study.calibration import Bin
+from dropout_study.commands import DVC, output
 from dropout_study.errors import StudyError
 from dropout_study.results import Result
 from dropout_study.settings import Settings, load_settings
@@ -54,12 +54,14 @@ def publish(name: str) -> Path:
     _require_up_to_date()
     target = DIRECTORY / name
     verdict = files.read_json(files.VERDICT)
+    speeds = {variant.key: progress.logged_training(files.log_file(variant.key)) for variant in settings.variants}
     provenance = {
-        "commit": _output("git", "rev-parse", "HEAD"),
+        "commit": output("git", "rev-parse", "HEAD"),
         "date": time.strftime("%Y-%m-%d"),
         "archive": settings.download.sha256 if settings.dataset == "cifar10" else None,
         "machines": verdict["machines"],
-        "trainings": {variant.key: _speed(files.log_file(variant.key)) for variant in settings.variants},
+        # None: it was not trained in this clone.
+        "trainings": {key: speed and speed._asdict() for key, speed in speeds.items()},
     }
     new = DIRECTORY / f".{name}"  # so that a copy that is cut short replaces nothing
     shutil.rmtree(new, ignore_errors=True)
@@ -76,26 +78,10 @@ def publish(name: str) -> Path:
 
 def _require_up_to_date() -> None:
     """Raise `StudyError` unless DVC says that every stage's outputs are those of its settings, code and data."""
-    stale = json.loads(_output("dvc", "status", "--json"))
+    stale = json.loads(output(*DVC, "status", "--json"))
     if stale:
         names = ", ".join(list(stale)[:3]) + (f" and {len(stale) - 3} more" if len(stale) > 3 else "")
         raise StudyError(f"the results are not up to date ({names}); run `dvc repro`, then publish")
-
-
-def _output(*command: str) -> str:
-    """Return what a command prints; raises `StudyError` with what it complains about if it fails."""
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except FileNotFoundError:
-        raise StudyError(f"{command[0]} is needed to publish results, and is not on PATH") from None
-    except subprocess.CalledProcessError as error:
-        raise StudyError(f"`{' '.join(command)}` failed: {error.stderr.strip()}") from None
-
-
-def _speed(log: Path) -> dict[str, float] | None:
-    """Return how long a training took and how fast it was, by its log; None if it was not trained in this clone."""
-    finished = progress.finished_training(log.read_text(encoding="utf-8")) if log.exists() else None
-    return finished and finished._asdict()
 
 
 def read_published(directory: Path = DIRECTORY) -> dict[str, Published]:

@@ -166,15 +166,11 @@ def calibration_rows(study: Published) -> list[Row]:
     """Return for each optimizer and rate: accuracy, confidence, over- or underconfident, and calibration error."""
     rows: list[Row] = []
     for (optimizer, dropout), group in by_rate(finished(study.results)).items():
-        bins = calibration.pooled(study.reliability[run.variant] for run in group)
-        images = sum(each.images for each in bins)
-        accuracy, confidence = (
-            sum(each.images * value for each, value in zip(bins, values, strict=True)) / images
-            for values in ([each.accuracy for each in bins], [each.confidence for each in bins])
-        )
+        whole = calibration.merged(calibration.pooled(study.reliability[run.variant] for run in group))
         error = spread([run.calibration_error for run in group], 100, ".1f")
-        way = "over" if confidence > accuracy else "under"
-        rows.append((optimizer, dropout, f"{100 * accuracy:.1f} %", f"{100 * confidence:.1f} %", way, error))
+        way = "over" if whole.confidence > whole.accuracy else "under"
+        figures = (f"{100 * whole.accuracy:.1f} %", f"{100 * whole.confidence:.1f} %")
+        rows.append((optimizer, dropout, *figures, way, error))
     return rows
 
 
@@ -358,11 +354,11 @@ def with_headline(readme: str, main: Published, planned: int) -> str:
 
 def main() -> None:
     """Write docs/results.md, and the README's headline."""
-    published = read_published()
-    text = page(published, files.read_csv(AUTHOR), runs_planned(), TEMPLATE.read_text(encoding="utf-8"))
+    published, planned = read_published(), runs_planned()
+    text = page(published, files.read_csv(AUTHOR), planned, TEMPLATE.read_text(encoding="utf-8"))
     files.write_bytes(PAGE, text.encode())
     if MAIN in published:
-        readme = with_headline(README.read_text(encoding="utf-8"), published[MAIN], runs_planned())
+        readme = with_headline(README.read_text(encoding="utf-8"), published[MAIN], planned)
         files.write_bytes(README, readme.encode())
     progress.say(f"written: {PAGE}, and the results in {README}")
 

@@ -6,7 +6,7 @@ import statistics
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from queue import Empty, Queue
 from threading import Event, Thread
@@ -15,7 +15,7 @@ from typing import NamedTuple
 from dropout_study import devices, files, report
 from dropout_study.commands import DVC, environment
 from dropout_study.errors import StudyError
-from dropout_study.progress import duration, finished_training, say
+from dropout_study.progress import duration, logged_training, say
 from dropout_study.settings import Settings, load_settings
 from dropout_study.sweep import board as boards
 from dropout_study.sweep import project, ray_pool, remote
@@ -203,10 +203,7 @@ def _say_what_is_uncommitted() -> None:
 
 def known_seconds(settings: Settings) -> list[float]:
     """Return how long trainings of the study's variants took, by their logs, those with as many epochs as now."""
-    speeds = []
-    for variant in settings.variants:
-        with suppress(OSError):
-            speeds.append(finished_training(files.log_file(variant.key).read_text(encoding="utf-8", errors="replace")))
+    speeds = [logged_training(files.log_file(variant.key)) for variant in settings.variants]
     return [speed.seconds for speed in speeds if speed and speed.epochs == settings.train.epochs]
 
 

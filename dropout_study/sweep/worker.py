@@ -140,8 +140,7 @@ class Worker:
         return Outcome(entry, [*last_lines], cpu_seconds=cpu_seconds)
 
     def _pin(self) -> None:
-        if hasattr(os, "sched_setaffinity"):
-            os.sched_setaffinity(0, self.cores or ())
+        os.sched_setaffinity(0, self.cores or ())
 
     def stop(self) -> None:
         """End what is being trained, from another thread: after its step, and within seconds."""

@@ -16,13 +16,11 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ruamel.yaml import YAML
-
 from dropout_study.commands import environment, output
 from dropout_study.devices import processor
 from dropout_study.sweep.board import STATUS
+from tests.clones import FAKE_TRAINER, small_project
 
-PROJECT = Path(__file__).resolve().parents[1]
 SIZES = (15, 100, 300, 1000)
 SLEEP_SECONDS = 0.2
 COLUMNS = (
@@ -34,7 +32,7 @@ COLUMNS = (
     "wall s",
     "wall s × workers a variant",
 )
-SMALL = {"normalize": {"train_size": 200, "validation": 0.1}, "train": {"epochs": 2, "batch_size": 64}}
+RATES = [0.0, 0.1, 0.2, 0.3, 0.5]
 
 
 class Cost(NamedTuple):
@@ -47,24 +45,14 @@ class Cost(NamedTuple):
     wall: float
 
 
-def project(directory: Path, variants: int) -> None:
-    """Make a project in `directory` whose study has `variants` variants, with the fake trainer and data."""
-    names = output("git", "ls-files", "-z", cwd=PROJECT).split("\0")
-    for name in filter(None, names):
-        if not name.startswith(("metrics/", "results/")) and name != "dvc.lock":
-            (directory / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(PROJECT / name, directory / name)
-    trainer = (PROJECT / "tests/fake_train.py").read_text(encoding="utf-8")
+def study(directory: Path, variants: int) -> None:
+    """Make a project in `directory` whose study has `variants` variants, with a fake trainer that sleeps."""
+    clone = small_project(directory)
+    trainer = FAKE_TRAINER.read_text(encoding="utf-8")
     slow = f"import time\n\ntime.sleep({SLEEP_SECONDS})\n\nif __name__"
     (directory / "stages/train.py").write_text(trainer.replace("if __name__", slow, 1), encoding="utf-8")
-    yaml = YAML()
-    settings = yaml.load(directory / "params.yaml")
-    for section, values in SMALL.items():
-        settings[section].update(values)
-    rates = [0.0, 0.1, 0.2, 0.3, 0.5]
-    settings["study"].update(dropouts=rates, seeds=list(range(variants // len(rates))))
-    yaml.dump(settings, directory / "params.yaml")
-    output("git", "init", "--quiet", cwd=directory)
+    seeds = [*range(variants // len(RATES))]
+    clone.change(study__optimizers=["adadelta"], study__dropouts=RATES, study__seeds=seeds)
 
 
 def children_seconds() -> float:
@@ -88,8 +76,8 @@ def trainer_seconds(directory: Path) -> float:
 def measure(variants: int, workers: int) -> Cost:
     """Sweep a study of `variants` variants; return what it cost."""
     with tempfile.TemporaryDirectory() as name:
-        directory = Path(name)
-        project(directory, variants)
+        directory = Path(name) / "project"
+        study(directory, variants)
         output(sys.executable, "-m", "dvc", "repro", "--quiet", "normalize", cwd=directory)
         trainer = trainer_seconds(directory)
         shutil.rmtree(directory / "models")

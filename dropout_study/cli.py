@@ -197,7 +197,8 @@ def sweep(context: click.Context, /, **options: Any) -> None:
 
     The commands below are for machines that share a Git repository and a DVC remote: docs/cluster.md.
     """
-    from dropout_study.sweep.driver import Options, RayOptions, sweep, sweep_on_ray
+    from dropout_study.sweep.driver import Options, sweep
+    from dropout_study.sweep.ray_pool import RayOptions
 
     if context.invoked_subcommand:
         given = [name for name in options if context.get_parameter_source(name) is not ParameterSource.DEFAULT]
@@ -217,11 +218,7 @@ def sweep(context: click.Context, /, **options: Any) -> None:
     os.chdir(find_project())
     how = Options(*(options[name] for name in ("workers", "threads_per_worker", "keep_going", "fail_fast", "dry_run")))
     try:
-        if by_ray:
-            address, *rest = (options[name] for name in ("address", *FOR_RAY))
-            sweep_on_ray(how, RayOptions(address, *rest))
-        else:
-            sweep(how)
+        sweep(how, RayOptions(*(options[name] for name in ("address", *FOR_RAY))) if by_ray else None)
     except KeyboardInterrupt:
         click.echo("interrupted; what is trained is kept, run the same command to resume", err=True)
         sys.exit(130)

@@ -1,7 +1,7 @@
 """The results in words: tables and sentences, from the numbers."""
 
 import importlib.metadata
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from typing import Any
 
 from dropout_study.results import QUANTITIES, Result
@@ -291,9 +291,10 @@ def computed_on(machines: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def count(items: Collection[object], noun: str) -> str:
-    """Return how many `items` there are: `1 run`, `2 runs`."""
-    return f"{len(items)} {noun}{'s' * (len(items) != 1)}"
+def count(items: Sized | int, noun: str) -> str:
+    """Return how many `items` there are, or that number, with its noun: `1 run`, `2 runs`."""
+    number = items if isinstance(items, int) else len(items)
+    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def _facts(provenance: Mapping[str, Any], names: Iterable[str]) -> str:

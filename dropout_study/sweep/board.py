@@ -4,6 +4,7 @@ import re
 import statistics
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -24,6 +25,8 @@ STATUS = SWEEP / "status.json"
 STATUS_SECONDS = 1.0  # between two writes of the status file
 EPOCH = re.compile(r"epoch +(\d+)/(\d+) .*validation loss +\S+  accuracy +(\S+%) +([\d,]+) images/s")
 WAITING, RUNNING, TRAINED, FAILED = "waiting", "running", "trained", "failed"
+ATTEMPTS = 3  # of a variant whose training, worker or machine was lost
+LAST_LINES = 15
 
 
 @dataclass
@@ -51,6 +54,7 @@ class Board:
         self.keys = keys
         self.workers = workers
         self.rows = {key: Row() for key in keys}
+        self.last_lines: dict[str, deque[str]] = {key: deque(maxlen=LAST_LINES) for key in keys}
         self._known_seconds = known_seconds
         self._lock = RLock()
         self._shown = False
@@ -66,6 +70,7 @@ class Board:
 
     def line(self, key: str, text: str) -> None:
         """Note a line that the training of a variant printed."""
+        self.last_lines[key].append(text)
         match = EPOCH.search(text)
         if match:
             with self._lock:
@@ -86,7 +91,11 @@ class Board:
 
     def count(self, state: str) -> int:
         """Return how many variants are in a state."""
-        return sum(row.state == state for row in self.rows.values())
+        return len(self.in_state(state))
+
+    def in_state(self, state: str) -> list[str]:
+        """Return the variants that are in a state."""
+        return [key for key, row in self.rows.items() if row.state == state]
 
     def left(self) -> float | None:
         """Return how many seconds the rest should take, by the trainings so far; None if there are none."""

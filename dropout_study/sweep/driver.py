@@ -4,13 +4,10 @@ import os
 import signal
 import statistics
 import subprocess
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
-from queue import Empty, Queue
-from threading import Event, Thread
-from typing import NamedTuple
+from threading import Event
+from typing import NamedTuple, Protocol
 
 from dropout_study import devices, files, report
 from dropout_study.commands import DVC, environment
@@ -19,12 +16,21 @@ from dropout_study.progress import duration, logged_training, say
 from dropout_study.settings import Settings, load_settings
 from dropout_study.sweep import board as boards
 from dropout_study.sweep import project, ray_pool, remote
-from dropout_study.sweep.board import FAILED, TRAINED, WAITING, Board
-from dropout_study.sweep.keeper import GRACE_SECONDS
-from dropout_study.sweep.worker import Outcome, Worker, remove_leftovers
+from dropout_study.sweep.board import FAILED, WAITING, Board
+from dropout_study.sweep.local_pool import LocalPool, shares
+from dropout_study.sweep.worker import remove_leftovers
 
-ATTEMPTS = 3  # of a variant whose training a signal ended
 BUSY = "another sweep runs in this project; `dropout-study status` shows it"
+
+
+class Engine(Protocol):
+    """What trains the variants of a sweep."""
+
+    def run(self, board: Board, interrupted: Event) -> None:
+        """Train the variants of the board, and note on it what becomes of each."""
+
+    def take_in(self, keys: Sequence[str]) -> Mapping[str, str]:
+        """Take the results so far into this project; return why some are refused, by variant."""
 
 
 class Options(NamedTuple):
@@ -40,29 +46,32 @@ class Options(NamedTuple):
     dry_run: bool = False
 
 
-class RayOptions(NamedTuple):
-    """The cluster's `address` (None: one of this machine alone), and what its machines share and have."""
+def sweep(options: Options, ray: ray_pool.RayOptions | None = None) -> None:
+    """Train what is missing of the study with several workers, and evaluate. Raises `StudyError` if anything failed.
 
-    address: str | None
-    repository: str
-    scratch: Path
-    checkpoints: Path | None = None
-    gpus: float = 0.0
-
-
-def sweep(options: Options) -> None:
-    """Train what is missing of the study with several workers, and evaluate. Raises `StudyError` if anything failed."""
+    The workers are clones on this machine, or with `ray` tasks of a Ray cluster.
+    """
+    if ray:
+        ray_pool.require_ray()
     settings = load_settings()
     threads = threads_per_worker(settings, options)
     with files.locked(project.SWEEP / "lock", BUSY):
         for path in remove_leftovers(project.SWEEP):
             say(f"removed the clone of a sweep that was killed: {path}")
         keys = prepared(settings)
-        _announce(settings, keys, options, threads)
+        seconds = known_seconds(settings)
+        _announce(settings, keys, options, threads, seconds)
         if options.dry_run:
             return
         if keys:
-            _train_all(keys, options, threads)
+            board = Board(keys, min(options.workers, len(keys)), seconds)
+            engine: Engine
+            if ray:
+                engine = ray_pool.RayPool(ray, threads)
+            else:
+                cores = shares(board.workers, threads, pinned=not settings.train.threads)
+                engine = LocalPool(cores, keep_going=options.keep_going, fail_fast=options.fail_fast)
+            _train(board, engine)
         dvc("repro")
 
 
@@ -108,53 +117,6 @@ def collect(repository: str, sweep: str) -> None:
         dvc("repro")
 
 
-def sweep_on_ray(options: Options, ray: RayOptions) -> None:
-    """Train what is missing of the study by Ray, and evaluate. Raises `StudyError` if anything failed."""
-    ray_pool.require_ray()
-    settings = load_settings()
-    threads = threads_per_worker(settings, options)
-    with files.locked(project.SWEEP / "lock", BUSY):
-        keys = prepared(settings)
-        _announce(settings, keys, options, threads)
-        if options.dry_run:
-            return
-        if keys:
-            _train_on_ray(keys, options, ray, threads)
-        dvc("repro")
-
-
-def _train_on_ray(keys: Sequence[str], options: Options, ray: RayOptions, threads: int) -> None:
-    settings = load_settings()
-    name = remote.send(ray.repository, keys)
-    board = Board(keys, options.workers, known_seconds(settings))
-    asked = ray_pool.resources(threads, ray.gpus)
-    where = (ray.repository, name, ray.scratch, ray.checkpoints)
-    try:
-        with (
-            ray_pool.connected(ray.address, threads * options.workers) as module,
-            board.shown(),
-            _interruptible() as interrupted,
-        ):
-            failures = ray_pool.run(module, board, where, asked, interrupted)
-    finally:  # what was pushed is taken in, whatever ended the sweep
-        if ray.address is None:
-            _clear(ray.scratch)
-        entries, refused = remote.collect(ray.repository, name, keys)
-        remote.forget(ray.repository, name, remote.trained(ray.repository, name))
-    boards.show(boards.final_table(board))
-    problems = [f"{key}: {why}" for key, why in (failures | refused).items()]
-    if problems:
-        raise StudyError(f"{'; '.join(problems)}; {len(entries)} of {len(keys)} are trained and kept")
-
-
-def _clear(scratch: Path) -> None:
-    """Remove the clones of Ray's workers on this machine, when their keepers have ended what runs there."""
-    end = time.monotonic() + 2 * GRACE_SECONDS
-    while any(scratch.glob("worker-*")) and time.monotonic() < end:
-        remove_leftovers(scratch)
-        time.sleep(0.2)
-
-
 def threads_per_worker(settings: Settings, options: Options) -> int:
     """Return the threads that each worker computes with; raises `StudyError` if they are not to be chosen."""
     fixed = settings.train.threads
@@ -171,12 +133,13 @@ def threads_per_worker(settings: Settings, options: Options) -> int:
     return threads
 
 
-def _announce(settings: Settings, keys: Sequence[str], options: Options, threads: int) -> None:
-    """Say what is going to be trained, and how long it should take."""
+def _announce(
+    settings: Settings, keys: Sequence[str], options: Options, threads: int, seconds: Sequence[float]
+) -> None:
+    """Say what is going to be trained, and how long it should take if trainings took `seconds` before."""
     total = len(settings.variants)
-    workers, each = report.count(range(options.workers), "worker"), report.count(range(threads), "thread")
+    workers, each = report.count(options.workers, "worker"), report.count(threads, "thread")
     say(f"{len(keys)} of {total} variants to train with {workers}, {each} each")
-    seconds = known_seconds(settings)
     if keys and seconds:
         took = statistics.median(seconds)
         about = duration(took * len(keys) / min(options.workers, len(keys)))
@@ -207,39 +170,26 @@ def known_seconds(settings: Settings) -> list[float]:
     return [speed.seconds for speed in speeds if speed and speed.epochs == settings.train.epochs]
 
 
-def _train_all(keys: Sequence[str], options: Options, threads: int) -> None:
-    settings = load_settings()
-    board = Board(keys, min(options.workers, len(keys)), known_seconds(settings))
-    entries: dict[str, str] = {}
-    failures: dict[str, Outcome] = {}
+def _train(board: Board, engine: Engine) -> None:
+    """Train the variants of the board, take in what is trained however that ends, and report."""
     try:
         with board.shown(), _interruptible() as interrupted:
-            _run_pool(board, entries, failures, options, _shares(board.workers, threads, settings), interrupted)
+            engine.run(board, interrupted)
     finally:
-        project.remove_snapshot()
-        refused = {key: why for key, entry in entries.items() if (why := project.refusal(key, entry))}
-        # In DVC's order, not in that of finishing: dvc.lock is then that of `dvc repro`.
-        project.take_in({key: entries[key] for key in keys if key in entries and key not in refused})
+        refused = engine.take_in(board.keys)
     boards.show(boards.final_table(board))
-    for key, outcome in failures.items():
+    failed, waiting = board.in_state(FAILED), board.in_state(WAITING)
+    for key in failed:
         say(f"\n{key} failed; the last lines of {files.log_file(key)}:")
-        say("\n".join(f"    {line}" for line in outcome.last_lines))
+        say("\n".join(f"    {line}" for line in board.last_lines[key]))
     problems = [f"{key}: not taken in, {why}" for key, why in refused.items()]
-    if failures:
-        problems.append(f"{len(failures)} of {len(keys)} variants failed; `dropout-study sweep` tries them again")
-    waiting = board.count(WAITING)
+    if failed:
+        problems.append(f"{len(failed)} of {len(board.keys)} variants failed; `dropout-study sweep` tries them again")
     if waiting:
-        problems.append(f"{waiting} of {len(keys)} variants were not trained")
+        problems.append(f"{len(waiting)} of {len(board.keys)} variants were not trained")
     if problems:
-        raise StudyError("; ".join(problems) + f"; {len(entries) - len(refused)} are trained and kept")
-
-
-def _shares(workers: int, threads: int, settings: Settings) -> list[frozenset[int] | None]:
-    """Return the cores of each worker: its own if train.threads is 0, else any."""
-    if settings.train.threads or not hasattr(os, "sched_getaffinity"):
-        return [None] * workers
-    cores = sorted(os.sched_getaffinity(0))
-    return [frozenset(cores[(i * threads + j) % len(cores)] for j in range(threads)) for i in range(workers)]
+        kept = len(board.keys) - len(failed) - len(waiting) - len(refused)
+        raise StudyError("; ".join(problems) + f"; {kept} are trained and kept")
 
 
 @contextmanager
@@ -260,70 +210,6 @@ def _interruptible() -> Iterator[Event]:
             signal.signal(number, handler)
     if interrupted.is_set():
         raise KeyboardInterrupt
-
-
-def _run_pool(
-    board: Board,
-    entries: dict[str, str],
-    failures: dict[str, Outcome],
-    options: Options,
-    shares: Sequence[frozenset[int] | None],
-    interrupted: Event,
-) -> None:
-    """Train the variants of the board in clones on this machine, a thread of this process for each."""
-    commit, cache, lock = project.snapshot("What a sweep trains"), project.cache_directory(), project.data_entries()
-    waiting: Queue[str] = Queue()
-    for key in board.keys:
-        waiting.put(key)
-    stopping = Event()
-    errors: list[BaseException] = []
-    workers = [Worker(Path.cwd() / project.SWEEP / f"worker-{i}", cores) for i, cores in enumerate(shares, 1)]
-
-    def work(worker: Worker) -> None:
-        name = worker.directory.name
-        try:
-            worker.prepare(Path.cwd(), commit, cache, lock)
-            while not stopping.is_set() and not interrupted.is_set():
-                try:
-                    key = waiting.get_nowait()
-                except Empty:
-                    return
-                board.started(key, name)
-                outcome = worker.train(key, lambda line, key=key: board.line(key, line))  # type: ignore[misc]
-                if outcome.entry:
-                    entries[key] = outcome.entry
-                    board.ended(key, TRAINED, outcome.cpu_seconds)
-                elif interrupted.is_set() or stopping.is_set():
-                    board.ended(key, WAITING, outcome.cpu_seconds, "interrupted")
-                elif outcome.signalled and board.rows[key].attempts < ATTEMPTS:
-                    board.ended(key, WAITING, outcome.cpu_seconds, "killed, will be tried again")
-                    waiting.put(key)
-                else:
-                    failures[key] = outcome
-                    board.ended(key, FAILED, outcome.cpu_seconds)
-                    if not options.keep_going:
-                        stopping.set()
-        except BaseException as error:  # a thread's error is the sweep's
-            errors.append(error)
-            stopping.set()
-
-    threads = [Thread(target=work, args=[worker], daemon=True) for worker in workers]
-    try:
-        for thread in threads:
-            thread.start()
-        while any(thread.is_alive() for thread in threads):
-            interrupted.wait(0.2)
-            if interrupted.is_set() or (stopping.is_set() and options.fail_fast):
-                for worker in workers:
-                    worker.stop()
-            for thread in threads:
-                thread.join(0.2)
-            board.write()
-    finally:
-        for worker in workers:
-            worker.remove()
-    if errors:
-        raise errors[0]
 
 
 def dvc(*arguments: str) -> None:

@@ -70,34 +70,33 @@ def data_entries() -> str:
     return lockfile.only(LOCK.read_text(encoding="utf-8"), DATA_STAGES)
 
 
-def refusal(key: str, entry: str) -> str | None:
-    """Return why the lock entry of a variant is not what this project's own training would write; None if it is.
+def refusals(entries: Mapping[str, str]) -> dict[str, str]:
+    """Return why lock entries of variants are not what this project's own training would write, for those that differ.
 
     A worker may have run other code, other settings or other data.
     """
-    stage = YAML(typ="safe").load(entry)[stage_of(key)]
-    own = _outputs()
-    for dependency in stage["deps"]:
-        path = dependency["path"]
-        expected = own.get(path) or _md5(Path(path))
-        if dependency["md5"] != expected:
-            return f"it was trained with another {path}"
-    settings = YAML(typ="safe").load(files.SETTINGS.read_text(encoding="utf-8"))
-    for name, value in stage.get("params", {}).get(str(files.SETTINGS), {}).items():
-        if _setting(settings, name) != value:
-            return f"it was trained with {name}: {value}"
-    return None
+    yaml = YAML(typ="safe")
+    settings = yaml.load(files.SETTINGS.read_text(encoding="utf-8"))
+    data = yaml.load(data_entries())["stages"].values()
+    hashes: dict[str, str | None] = {out["path"]: out["md5"] for stage in data for out in stage["outs"]}
+    refused: dict[str, str] = {}
+    for key, entry in entries.items():
+        stage = yaml.load(entry)[stage_of(key)]
+        for dependency in stage["deps"]:
+            path = dependency["path"]
+            if path not in hashes:
+                hashes[path] = _md5(Path(path))
+            if dependency["md5"] != hashes[path]:
+                refused.setdefault(key, f"it was trained with another {path}")
+        for name, value in stage.get("params", {}).get(str(files.SETTINGS), {}).items():
+            if _setting(settings, name) != value:
+                refused.setdefault(key, f"it was trained with {name}: {value}")
+    return refused
 
 
 def versions() -> dict[str, str]:
     """Return the versions, by name, of all that computes: Python and the packages that provenance has, too."""
     return {"python": platform.python_version()} | {name: version(name) for name in devices.PACKAGES}
-
-
-def _outputs() -> dict[str, str]:
-    """Return the MD5 of each output of the data stages, by path."""
-    stages = YAML(typ="safe").load(data_entries())["stages"]
-    return {out["path"]: out["md5"] for stage in stages.values() for out in stage["outs"]}
 
 
 def _md5(path: Path) -> str | None:

@@ -8,18 +8,21 @@ import os
 import secrets
 import socket
 import stat
-from collections.abc import Iterator, Mapping
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Event
-from typing import Any
+from typing import Any, NamedTuple
 
 from dropout_study.errors import StudyError
 from dropout_study.sweep import remote
-from dropout_study.sweep.board import FAILED, TRAINED, WAITING, Board
+from dropout_study.sweep.board import ATTEMPTS, FAILED, TRAINED, WAITING, Board
+from dropout_study.sweep.keeper import GRACE_SECONDS
 from dropout_study.sweep.project import SWEEP
+from dropout_study.sweep.worker import remove_leftovers
 
-ATTEMPTS = 3  # of a variant whose worker or machine was lost
 TOKEN_PATH = "RAY_AUTH_TOKEN_PATH"
 EVERYWHERE = {
     "RAY_AUTH_MODE": "token",
@@ -127,48 +130,88 @@ def resources(threads: int, gpus: float) -> dict[str, float]:
     return {"num_cpus": threads, "num_gpus": gpus} if gpus else {"num_cpus": threads}
 
 
-def run(
-    ray: Any, board: Board, where: tuple[str, str, Path, Path | None], asked: Mapping[str, float], interrupted: Event
-) -> dict[str, str]:
-    """Train the variants of the board on the cluster; return why those failed that did.
+class RayOptions(NamedTuple):
+    """The cluster's `address` (None: one of this machine alone), and what its machines share and have."""
 
-    `where` is the repository, the sweep, the scratch directory of each machine and that of the checkpoints.
-    """
-    teller = ray.remote(Teller).options(num_cpus=0).remote()
-    task = ray.remote(train).options(max_retries=0, **asked)
-    repository, sweep, scratch, checkpoints = where
+    address: str | None
+    repository: str
+    scratch: Path
+    checkpoints: Path | None = None
+    gpus: float = 0.0
 
-    def submit(key: str) -> Any:
-        return task.remote(repository, sweep, key, scratch, checkpoints, teller)
 
-    running = {submit(key): key for key in board.keys}
-    failures: dict[str, str] = {}
-    while running:
-        done, _ = ray.wait([*running], num_returns=1, timeout=0.5)
-        places, lines = ray.get(teller.take.remote())
-        for key, place in places.items():
-            board.started(key, place)
-        for key, line in lines:
-            board.line(key, line)
-        if interrupted.is_set():
-            for reference in running:
-                ray.cancel(reference)
-            ray.wait([*running], num_returns=len(running), timeout=30)
-            break
-        for reference in done:
-            key = running.pop(reference)
-            try:
-                ray.get(reference)
-                board.ended(key, TRAINED, 0.0)
-            except ray.exceptions.RayTaskError as error:
-                failures[key] = str(error.cause)
-                board.ended(key, FAILED, 0.0)
-            except ray.exceptions.RayError as error:  # the worker or its machine is gone
-                if board.rows[key].attempts < ATTEMPTS:
-                    board.ended(key, WAITING, 0.0, f"{type(error).__name__}, will be tried again")
-                    running[submit(key)] = key
-                else:
-                    failures[key] = str(error)
+class RayPool:
+    """Trains by Ray as `options` say, each variant with `threads` processors."""
+
+    def __init__(self, options: RayOptions, threads: int) -> None:
+        self.options = options
+        self.threads = threads
+        self._sweep: str | None = None
+
+    def run(self, board: Board, interrupted: Event) -> None:
+        """Train the variants of the board, until all are done or `interrupted` is set."""
+        self._sweep = remote.send(self.options.repository, board.keys)
+        with connected(self.options.address, self.threads * board.workers) as ray:
+            self._run_tasks(ray, board, interrupted)
+
+    def _run_tasks(self, ray: Any, board: Board, interrupted: Event) -> None:
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        _, repository, scratch, checkpoints, gpus = self.options
+        # Beside the driver, so that no other machine takes it along.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        teller = ray.remote(Teller).options(num_cpus=0, scheduling_strategy=here).remote()
+        task = ray.remote(train).options(max_retries=0, **resources(self.threads, gpus))
+
+        def submit(key: str) -> Any:
+            return task.remote(repository, self._sweep, key, scratch, checkpoints, teller)
+
+        running = {submit(key): key for key in board.keys}
+        losses: Counter[str] = Counter()
+        while running:
+            done, _ = ray.wait([*running], num_returns=1, timeout=0.5)
+            places, lines = ray.get(teller.take.remote())
+            for key, place in places.items():
+                board.started(key, place)
+            for key, line in lines:
+                board.line(key, line)
+            if interrupted.is_set():
+                for reference in running:
+                    ray.cancel(reference)
+                ray.wait([*running], num_returns=len(running), timeout=30)
+                return
+            for reference in done:
+                key = running.pop(reference)
+                try:
+                    ray.get(reference)
+                    board.ended(key, TRAINED, 0.0)
+                except ray.exceptions.RayTaskError as error:
+                    board.line(key, str(error.cause))
                     board.ended(key, FAILED, 0.0)
-        board.write()
-    return failures
+                except ray.exceptions.RayError as error:  # the worker or its machine is gone
+                    board.line(key, str(error))
+                    losses[key] += 1
+                    if losses[key] < ATTEMPTS:
+                        board.ended(key, WAITING, 0.0, f"{type(error).__name__}, will be tried again")
+                        running[submit(key)] = key
+                    else:
+                        board.ended(key, FAILED, 0.0)
+            board.write()
+
+    def take_in(self, keys: Sequence[str]) -> Mapping[str, str]:
+        """Take in what was pushed, in the order of `keys`, and return why some of it is refused, by variant."""
+        if self._sweep is None:
+            return {}
+        if self.options.address is None:
+            _clear(self.options.scratch)
+        _, refused = remote.collect(self.options.repository, self._sweep, keys)
+        remote.forget(self.options.repository, self._sweep, remote.trained(self.options.repository, self._sweep))
+        return refused
+
+
+def _clear(scratch: Path) -> None:
+    """Remove the clones of the workers on this machine, when their keepers have ended what runs there."""
+    end = time.monotonic() + 2 * GRACE_SECONDS
+    while any(scratch.glob("worker-*")) and time.monotonic() < end:
+        remove_leftovers(scratch)
+        time.sleep(0.2)

@@ -18,7 +18,7 @@ from dropout_study.progress import duration, say
 from dropout_study.sweep import lockfile, project
 from dropout_study.sweep.board import TRAINED
 from dropout_study.sweep.project import LOCK, NOBODY
-from dropout_study.sweep.worker import DATA, Outcome, Worker, remove_leftovers
+from dropout_study.sweep.worker import DATA, Worker, remove_leftovers
 
 PREFIX = "refs/dropout-study/sweeps"
 ENTRY = "dvc.lock"
@@ -65,32 +65,30 @@ class RemoteWorker(Worker):
         super().__init__(directory)
         self.repository = repository
         self.sweep = sweep
-        self.keys: list[str] = []
 
-    def prepare_from_remote(self, checkpoints: Path, logs: Path) -> None:
-        """Make the clone from the snapshot of the sweep, with its data."""
+    def fetch(self) -> list[str]:
+        """Make the clone from the snapshot of the sweep, without its data; return the variants to train."""
         self.hold()
         self.directory.mkdir()
         self._git("init", "--quiet")
         self._git("fetch", "--quiet", "--depth", "1", self.repository, snapshot_ref(self.sweep))
         self._git("checkout", "--quiet", "--detach", "FETCH_HEAD")
-        self.keys = self._git("log", "-1", "--format=%B").split()
-        lock = lockfile.only((self.directory / LOCK).read_text(encoding="utf-8"), project.DATA_STAGES)
-        self.configure(lock, checkpoints, logs)
-        self.dvc("pull", "--quiet", *DATA)
+        return self._git("log", "-1", "--format=%B").split()
 
     def _git(self, *arguments: str) -> str:
         return output("git", *arguments, cwd=self.directory, variables=NOBODY)
 
-    def deliver(self, key: str, on_line: Callable[[str], None]) -> Outcome:
-        """Train a variant and push what came of it, unless it is pushed already."""
-        if key in trained(self.repository, self.sweep):
-            return Outcome("", [f"{key}  is trained and pushed already"])
+    def deliver(self, key: str, checkpoints: Path, logs: Path, on_line: Callable[[str], None]) -> None:
+        """Pull the data, train a variant, and push what came of it. Raises `StudyError` if any of it fails."""
+        lock = lockfile.only((self.directory / LOCK).read_text(encoding="utf-8"), project.DATA_STAGES)
+        self.configure(lock, checkpoints, logs)
+        self.dvc("pull", "--quiet", *DATA)
         outcome = self.train(key, on_line, "--pull")
-        if outcome.entry:
-            persistently(lambda: self.dvc("push", "--quiet", "--run-cache", project.stage_of(key)), f"{key}: dvc push")
-            persistently(lambda: self._push_entry(key, str(outcome.entry)), f"{key}: git push")
-        return outcome
+        if outcome.entry is None:
+            raise StudyError(f"{key}: not trained; {outcome.last_lines[-1] if outcome.last_lines else 'no output'}")
+        entry = outcome.entry
+        persistently(lambda: self.dvc("push", "--quiet", "--run-cache", project.stage_of(key)), f"{key}: dvc push")
+        persistently(lambda: self._push_entry(key, entry), f"{key}: git push")
 
     def _push_entry(self, key: str, entry: str) -> None:
         """Push the lock entry of a variant, and this machine's versions, as a commit; the first of two wins."""
@@ -136,21 +134,23 @@ def work(
     killed leaves its state: a directory that the machines share, so that another can resume; by default one in
     `scratch`. `on_line` gets what is printed. Raises `StudyError` if the training or a push fails.
     """
+    pushed = trained(repository, sweep)
     scratch = scratch.resolve()
     remove_leftovers(scratch)
     worker = RemoteWorker(scratch / f"worker-{sweep}-{secrets.token_hex(4)}", repository, sweep)
     try:
-        worker.prepare_from_remote((checkpoints or scratch / "checkpoints").resolve(), scratch / "logs")
+        keys = worker.fetch()
         if isinstance(key, int):
-            if key >= len(worker.keys):
-                raise StudyError(f"--index {key}: the sweep {sweep} has {len(worker.keys)} variants, counted from 0")
-            key = worker.keys[key]
-        elif key not in worker.keys:
-            raise StudyError(f"{key}: not a variant of the sweep {sweep}; it has {', '.join(worker.keys[:3])} …")
-        outcome = worker.deliver(key, on_line)
-        if outcome.entry is None:
-            raise StudyError(f"{key}: not trained; {outcome.last_lines[-1] if outcome.last_lines else 'no output'}")
-        on_line(outcome.last_lines[-1] if not outcome.entry else f"{key}  {TRAINED} and pushed")
+            if key >= len(keys):
+                raise StudyError(f"--index {key}: the sweep {sweep} has {len(keys)} variants, counted from 0")
+            key = keys[key]
+        elif key not in keys:
+            raise StudyError(f"{key}: not a variant of the sweep {sweep}; it has {', '.join(keys[:3])} …")
+        if key in pushed:
+            on_line(f"{key}  is trained and pushed already")
+            return
+        worker.deliver(key, (checkpoints or scratch / "checkpoints").resolve(), scratch / "logs", on_line)
+        on_line(f"{key}  {TRAINED} and pushed")
     finally:
         worker.remove()
 
@@ -164,16 +164,18 @@ def collect(repository: str, sweep: str, order: Sequence[str]) -> tuple[dict[str
     keys = [key for key in order if key in pushed]
     local = f"{project.REF}-entries"
     output("git", "fetch", "--quiet", repository, f"+{PREFIX}/{sweep}/trained/*:{local}/*")
-    entries, refused = {}, {}
+    entries: dict[str, str] = {}
+    refused: dict[str, str] = {}
     try:
         for key in keys:
             entries[key] = lockfile.split(_shown(f"{local}/{key}", ENTRY) + "\n")[project.stage_of(key)]
             versions = json.loads(_shown(f"{local}/{key}", VERSIONS))
-            if why := _other_versions(versions) or project.refusal(key, entries[key]):
+            if why := _other_versions(versions):
                 refused[key] = why
     finally:
         for key in pushed:
             output("git", "update-ref", "-d", f"{local}/{key}")
+    refused = project.refusals(entries) | refused
     accepted = {key: entry for key, entry in entries.items() if key not in refused}
     project.take_in(accepted, pull=True)
     return accepted, refused

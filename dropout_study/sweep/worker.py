@@ -18,9 +18,9 @@ from typing import IO, NamedTuple
 from dropout_study import checkpoint, files
 from dropout_study.commands import DVC, environment, output
 from dropout_study.sweep import keeper, lockfile
+from dropout_study.sweep.board import LAST_LINES
 from dropout_study.sweep.project import LOCK, stage_of
 
-LAST_LINES = 15
 # What DVC says of a training that a signal ended, itself or below a shell, which adds 128; and the keeper's exit status
 # if a signal ended DVC itself.
 KILLED = re.compile(r"exited with (-\d+|129|1[345]\d)$")

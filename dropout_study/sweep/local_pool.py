@@ -1,0 +1,101 @@
+"""The default engine of a sweep: clones on this machine, each with a thread of the driver that waits for it."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from queue import Empty, Queue
+from threading import Event, Thread
+
+from dropout_study.sweep import project
+from dropout_study.sweep.board import ATTEMPTS, FAILED, TRAINED, WAITING, Board
+from dropout_study.sweep.worker import Worker
+
+
+class LocalPool:
+    """Trains in clones on this machine, one for each of `shares`: the cores of a worker, or None for all of them.
+
+    If a variant fails, no more are started, unless `keep_going`; with `fail_fast`, those that run are ended.
+    """
+
+    def __init__(
+        self, shares: Sequence[frozenset[int] | None], *, keep_going: bool = False, fail_fast: bool = False
+    ) -> None:
+        self.shares = shares
+        self.keep_going = keep_going
+        self.fail_fast = fail_fast
+        self._entries: dict[str, str] = {}
+        self._waiting: Queue[str] = Queue()
+        self._stopping = Event()
+        self._errors: list[BaseException] = []
+
+    def run(self, board: Board, interrupted: Event) -> None:
+        """Train the variants of the board, until all are done, one fails, or `interrupted` is set."""
+        commit, cache, lock = project.snapshot("What a sweep trains"), project.cache_directory(), project.data_entries()
+        for key in board.keys:
+            self._waiting.put(key)
+        directory = Path.cwd() / project.SWEEP
+        workers = [Worker(directory / f"worker-{i}", cores) for i, cores in enumerate(self.shares, 1)]
+
+        def work(worker: Worker) -> None:
+            try:
+                worker.prepare(Path.cwd(), commit, cache, lock)
+                self._train_with(worker, board, interrupted)
+            except BaseException as error:  # a thread's error is the sweep's
+                self._errors.append(error)
+                self._stopping.set()
+
+        threads = [Thread(target=work, args=[worker], daemon=True) for worker in workers]
+        try:
+            for thread in threads:
+                thread.start()
+            while any(thread.is_alive() for thread in threads):
+                interrupted.wait(0.2)
+                if interrupted.is_set() or (self._stopping.is_set() and self.fail_fast):
+                    for worker in workers:
+                        worker.stop()
+                for thread in threads:
+                    thread.join(0.2)
+                board.write()
+        finally:
+            for worker in workers:
+                worker.remove()
+        if self._errors:
+            raise self._errors[0]
+
+    def _train_with(self, worker: Worker, board: Board, interrupted: Event) -> None:
+        """Train one waiting variant after another with a worker."""
+        while not self._stopping.is_set() and not interrupted.is_set():
+            try:
+                key = self._waiting.get_nowait()
+            except Empty:
+                return
+            board.started(key, worker.directory.name)
+            outcome = worker.train(key, lambda line, key=key: board.line(key, line))  # type: ignore[misc]
+            if outcome.entry:
+                self._entries[key] = outcome.entry
+                board.ended(key, TRAINED, outcome.cpu_seconds)
+            elif interrupted.is_set() or self._stopping.is_set():
+                board.ended(key, WAITING, outcome.cpu_seconds, "interrupted")
+            elif outcome.signalled and board.rows[key].attempts < ATTEMPTS:
+                board.ended(key, WAITING, outcome.cpu_seconds, "killed, will be tried again")
+                self._waiting.put(key)
+            else:
+                board.ended(key, FAILED, outcome.cpu_seconds)
+                if not self.keep_going:
+                    self._stopping.set()
+
+    def take_in(self, keys: Sequence[str]) -> Mapping[str, str]:
+        """Take in the results so far, in the order of `keys`, which is DVC's; return why some are refused, by key."""
+        project.remove_snapshot()
+        refused = project.refusals(self._entries)
+        accepted = [key for key in keys if key in self._entries and key not in refused]
+        project.take_in({key: self._entries[key] for key in accepted})
+        return refused
+
+
+def shares(workers: int, threads: int, *, pinned: bool) -> list[frozenset[int] | None]:
+    """Return the cores of each worker: `threads` of its own if `pinned`, else None."""
+    if not pinned or not hasattr(os, "sched_getaffinity"):
+        return [None] * workers
+    cores = sorted(os.sched_getaffinity(0))
+    return [frozenset(cores[(i * threads + j) % len(cores)] for j in range(threads)) for i in range(workers)]

@@ -2,6 +2,9 @@
 
 The trainer is a fake that writes a variant's outputs and sleeps, so all processor time but its own is overhead. CPU
 seconds are those of user and system, of every process; wall seconds depend on what else the machine does.
+
+`--speed N` measures what a sweep gains instead: the study of params.yaml is trained N times by `dvc repro` and N times
+by a sweep, in turns, with the real trainer.
 """
 
 import argparse
@@ -9,17 +12,21 @@ import json
 import os
 import resource
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dropout_study.commands import environment, output
+from dropout_study import files
+from dropout_study.commands import DVC, environment, output
 from dropout_study.devices import processor
+from dropout_study.progress import logged_training
 from dropout_study.sweep.board import STATUS
-from tests.clones import FAKE_TRAINER, small_project
+from tests.clones import FAKE_TRAINER, copy_project, small_project
 
 SIZES = (15, 100, 300, 1000)
 SLEEP_SECONDS = 0.2
@@ -78,7 +85,7 @@ def measure(variants: int, workers: int) -> Cost:
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name) / "project"
         study(directory, variants)
-        output(sys.executable, "-m", "dvc", "repro", "--quiet", "normalize", cwd=directory)
+        output(*DVC, "repro", "--quiet", "normalize", cwd=directory)
         trainer = trainer_seconds(directory)
         shutil.rmtree(directory / "models")
         before, begin = children_seconds(), time.perf_counter()
@@ -88,6 +95,43 @@ def measure(variants: int, workers: int) -> Cost:
         rows: dict[str, Any] = json.loads((directory / STATUS).read_text(encoding="utf-8"))["rows"]
     in_workers = sum(row["cpu_seconds"] for row in rows.values())
     return Cost(variants, trainer, in_workers - trainer * variants, total - in_workers, wall)
+
+
+class Run(NamedTuple):
+    """A run of the whole study: its wall seconds, and images a second in training, of all that train at a time."""
+
+    wall: float
+    throughput: float
+
+
+def run_study(command: Sequence[str], at_a_time: int) -> Run:
+    """Run the study of params.yaml in a copy of the project without results, by `command`, after `normalize`."""
+    with tempfile.TemporaryDirectory() as name:
+        clone = copy_project(Path(name) / "project")
+        (clone.path / "dvc.lock").unlink()
+        output(*DVC, "repro", "--quiet", "normalize", cwd=clone.path)
+        begin = time.perf_counter()
+        subprocess.run(command, cwd=clone.path, env=environment(), stdout=subprocess.DEVNULL, check=True)
+        wall = time.perf_counter() - begin
+        speeds = [logged_training(log) for log in (clone.path / files.LOGS).iterdir()]
+    return Run(wall, at_a_time * statistics.median(speed.images_per_second for speed in speeds if speed))
+
+
+def compare(rounds: int, workers: int) -> None:
+    """Run the study `rounds` times by `dvc repro` and by a sweep, in turns; print each run and ratios of medians."""
+    commands = {
+        "dvc repro": ([*DVC, "repro", "--quiet"], 1),
+        f"sweep --workers {workers}": (["dropout-study", "sweep", "--workers", str(workers)], workers),
+    }
+    runs: dict[str, list[Run]] = {name: [] for name in commands}
+    print("| | wall s | images a second |\n| --- | ---: | ---: |")
+    for _ in range(rounds):
+        for name, (command, at_a_time) in commands.items():
+            run = run_study(command, at_a_time)
+            runs[name].append(run)
+            print(f"| {name} | {run.wall:.1f} | {run.throughput:,.0f} |", flush=True)
+    alone, swept = (Run(*map(statistics.median, zip(*taken, strict=True))) for taken in runs.values())
+    print(f"| ratio of medians | {alone.wall / swept.wall:.2f} | {swept.throughput / alone.throughput:.2f} |")
 
 
 def row(cost: Cost, workers: int) -> str:
@@ -104,8 +148,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.sweep", description=__doc__)
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="numbers of variants, multiples of 5")
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--speed", type=int, metavar="N", help="compare with `dvc repro`, N runs of each")
     options = parser.parse_args()
     print(f"{processor()['processor']}, {os.cpu_count()} cores, {options.workers} workers\n")
+    if options.speed:
+        compare(options.speed, options.workers)
+        return
     print(f"| {' | '.join(COLUMNS)} |\n|{' ---: |' * len(COLUMNS)}")
     for size in options.sizes:
         print(row(measure(size, options.workers), options.workers), flush=True)

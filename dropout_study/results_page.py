@@ -145,6 +145,8 @@ def context(published: Mapping[str, Published], author: Sequence[Mapping[str, st
         "claims": [
             (i, claim, f"**{verdict}**", reason) for i, (claim, (verdict, reason)) in enumerate(claims(main), 1)
         ],
+        "article_rate": ARTICLE_RATE,
+        "answer_to_article": answer_to_article(main.verdict) if main else "",
         "late": late_rows(main) if main else [],
         "late_epochs": LATE_EPOCHS,
         "calibration": calibration_rows(main) if main else [],
@@ -333,16 +335,23 @@ def runs_planned() -> int:
     return len(load_settings(PRESET).variants)
 
 
+def answer_to_article(verdict: Mapping[str, Any]) -> str:
+    """Return in a sentence whether the article's rate is seen to have the highest accuracy, by optimizer."""
+    judged = {name: judge_rate(of["accuracy"], "accuracy") for name, of in verdict["optimizers"].items()}
+    verdicts = {judgement.verdict for judgement in judged.values()}
+    word = "Yes" if verdicts == {"seen"} else "No" if verdicts == {"not seen"} else "It depends, or cannot be decided"
+    reasons = "; ".join(f"with {name}, {of.reason[0].lower()}{of.reason[1:-1]}" for name, of in judged.items())
+    return f"{word}, by accuracy: {reasons}."
+
+
 def headline(main: Published, planned: int) -> str:
-    """Return what the README shows of the main study: the answer, the table, the statements.
+    """Return what the README shows of the main study: the answer and the table.
 
     `planned` is how many runs it has when it is complete.
     """
-    statements = report.paragraph(main.verdict).split("\n\n")[0].splitlines()
-    quoted = "\n>\n".join(textwrap.fill(line, 118, initial_indent="> ", subsequent_indent="> ") for line in statements)
     running = f" The study still runs: {len(main.results)} of {planned} runs are in." * (len(main.results) < planned)
-    answer = textwrap.fill(f"**{report.answer(main.verdict)}**{running}", 120)
-    return f"{answer}\n\n```text\n{report.table(main.verdict)}\n```\n\n{quoted}"
+    answer = textwrap.fill(f"**{answer_to_article(main.verdict)}** {report.answer(main.verdict)}{running}", 120)
+    return f"{answer}\n\n```text\n{report.table(main.verdict)}\n```"
 
 
 def with_headline(readme: str, main: Published, planned: int) -> str:

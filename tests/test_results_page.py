@@ -129,6 +129,25 @@ def test_judge_optimizer_asks_to_whom_all_belong_that_may_be_best(
     assert "By loss, " in judgement.reason
 
 
+@pytest.mark.parametrize(
+    ("adadelta", "sgd", "answer"),
+    [
+        (CLEAR, CLEAR, r"Yes, by accuracy: with adadelta, every other rate is worse; .*; with sgd, every other "),
+        (WORSE, WORSE, r"No, by accuracy: with adadelta, 0\.5 is .* below 0\.0; with sgd, 0\.5 is .* below 0\.0\."),
+        (CLEAR, WORSE, r"It depends, or cannot be decided, by accuracy: with adadelta, every .*; with sgd, 0\.5 is "),
+    ],
+)
+def test_answer_to_article_speaks_of_every_optimizer(adadelta: list[float], sgd: list[float], answer: str) -> None:
+    rows = [
+        *runs("adadelta", {0.0: [0.7, 0.71, 0.72], 0.5: adadelta}),
+        *runs("sgd", {0.0: [0.7, 0.71, 0.72], 0.5: sgd}),
+    ]
+
+    observed = results_page.answer_to_article(verdict_of(rows))
+
+    assert re.match(answer, observed)
+
+
 def test_claims_without_a_second_optimizer_are_not_decidable() -> None:
     main = published("cifar10-small", runs("adadelta", {0.0: WORSE, 0.5: CLEAR}))
 
@@ -211,7 +230,10 @@ def test_headline_is_written_between_its_markers_only() -> None:
 
     text = results_page.with_headline(f"before\n{results_page.BEGIN}\nold\n{results_page.END}\nafter\n", main, 7)
 
-    assert text.startswith(f"before\n{results_page.BEGIN}\n**With adadelta, 0.5 has the highest accuracy")
+    assert text.startswith(
+        f"before\n{results_page.BEGIN}\n**Yes, by accuracy: with adadelta, every other rate is worse;"
+    )
+    assert "** With adadelta, 0.5 has the highest accuracy" in text.replace("\n", " ")
     assert text.endswith(f"{results_page.END}\nafter\n")
     assert "old" not in text
     assert report.table(main.verdict) in text

@@ -1,11 +1,18 @@
 """Errors and interrupts, as the person who runs the study sees them."""
 
 import argparse
+import errno
 import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+
+# What to do about the errors of a file system that are the user's to fix.
+REMEDIES = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "make room for it"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "make its directory writable"),
+}
 
 
 class StudyError(Exception):
@@ -15,8 +22,9 @@ class StudyError(Exception):
 def run_stage(main: Callable[..., None], description: str, *arguments: str) -> None:
     """Run a stage's `main` as a command: `--help`, optional positional `arguments`, readable errors.
 
-    A `StudyError` becomes one message on standard error and exit status 1, without a traceback. Ctrl-C and SIGTERM
-    raise KeyboardInterrupt in `main`, and end with a message and status 130 or 143, as shells expect.
+    A `StudyError` becomes one message on standard error and exit status 1, without a traceback; so does an `OSError`
+    that has a remedy. Ctrl-C and SIGTERM raise KeyboardInterrupt in `main`, and end with a message and status 130 or
+    143, as shells expect.
     """
     parser = argparse.ArgumentParser(
         prog=f"python -m {_module_name()}",
@@ -32,6 +40,12 @@ def run_stage(main: Callable[..., None], description: str, *arguments: str) -> N
         main(**vars(options))
     except StudyError as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except OSError as error:
+        if error.filename is None or error.errno not in REMEDIES:
+            raise
+        remedy = f"{REMEDIES[error.errno]}, then run the same command again: what is finished is kept"
+        print(f"error: {error.filename}: {error.strerror}; {remedy}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt as interrupt:
         print("interrupted", file=sys.stderr)

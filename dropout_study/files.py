@@ -122,7 +122,8 @@ def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; when the block ends well, it becomes `path` in one step.
 
     The temporary file keeps the suffix of `path` (Keras looks at it), is flushed to the disk before it is
-    renamed, and is removed if the block fails. Directories above `path` are made.
+    renamed, and is removed if the block fails. Directories above `path` are made. An `OSError` in the block that names
+    no file, or the temporary one, names `path`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     # The number is unique among machines, too, that share a directory.
@@ -133,6 +134,10 @@ def replacing(path: Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         temporary.replace(path)
         sync_directory(path.parent)
+    except OSError as error:
+        if error.errno and error.filename in (None, str(temporary)):
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -184,9 +189,12 @@ def read_csv(path: Path) -> list[dict[str, str]]:
 
 
 def write_array(path: Path, array: np.ndarray) -> None:
-    """Write `array` as an `.npy` file, whole or not at all."""
+    """Write `array`, of numbers, as an `.npy` file, whole or not at all."""
+    array = np.ascontiguousarray(array)
     with replacing(path) as temporary, temporary.open("wb") as file:
-        np.save(file, array, allow_pickle=False)
+        # Not `np.save`, whose error does not say whether the disk is full.
+        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
+        file.write(array.data)
 
 
 def write_blocks(path: Path, shape: tuple[int, ...], blocks: Iterable[np.ndarray]) -> None:

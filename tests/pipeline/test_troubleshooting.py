@@ -237,6 +237,34 @@ def test_the_run_cache_has_what_a_lock_file_of_another_machine_does_not(clone: C
     assert UP_TO_DATE in clone.dvc("status")
 
 
+def test_an_empty_lock_of_dvc_is_removed(clone: Clone) -> None:
+    (clone.path / ".dvc/tmp/rwlock").write_bytes(b"")
+
+    message = failing(clone, "dvc repro")
+    output = call(clone, *commands("RWLock-file"))
+
+    assert "Unable to read RWLock-file" in message
+    assert "Running stage" not in output
+    assert UP_TO_DATE in clone.dvc("status")
+
+
+@pytest.mark.parametrize("damage", ["torn", "conflict"])
+def test_a_damaged_lock_file_is_made_anew_without_training(clone: Clone, damage: str) -> None:
+    lock_file = clone.path / "dvc.lock"
+    text = lock_file.read_text()
+    place = text.index("    - path: ", len(text) // 2) + 8
+    torn, conflict = text[:place], f"{text[:place]}\n<<<<<<< HEAD\n{text[place:]}"
+    lock_file.write_text(torn if damage == "torn" else conflict)
+
+    message = failing(clone, "dvc repro")
+    output = call(clone, *commands("dvc.lock' is invalid"))
+
+    assert re.search(r"dvc\.lock' (is invalid|validation failed)", message)
+    assert trained(output) == []
+    assert lock_file.read_text() == text
+    assert UP_TO_DATE in clone.dvc("status")
+
+
 def test_a_merge_conflict_in_generated_files_is_resolved_by_dvc(clone: Clone) -> None:
     clone.run("git", "branch", "other")
     clone.change(study__dropouts=[0.0, 0.25])

@@ -32,6 +32,11 @@ test: .venv/installed-test ## Run the whole test suite, on all cores
 test-fast: .venv/installed-test ## Run the tests that need nothing big, in under a minute
 	pytest -n auto --dist loadfile -m "not pipeline and not full_size"
 
+.PHONY: stress
+stress: .venv/installed-test ## Kill, cut off and fill up what a sweep runs on, for ten minutes; needs an SSH server and root
+	@command -v sshd /usr/sbin/sshd > /dev/null || apt-get install --quiet=2 --no-install-recommends openssh-server
+	pytest -m stress
+
 .PHONY: bench
 bench: .venv/installed ## Compare the speed of training with stock Keras and PyTorch; JSON=FILE writes the result, too
 	python -m benchmarks.training $(if $(JSON),--json $(JSON))

@@ -21,7 +21,7 @@ def environment(changes: Mapping[str, str] | None = None) -> dict[str, str]:
 def output(*command: str, cwd: Path | None = None, variables: Mapping[str, str] | None = None) -> str:
     """Return what a command prints, without the last newline.
 
-    Raises `StudyError` with what it complains about if it fails or is not there.
+    Raises `StudyError` with the reason if it fails or is not there; DVC gives none with --quiet.
     """
     try:
         done = subprocess.run(
@@ -37,5 +37,7 @@ def output(*command: str, cwd: Path | None = None, variables: Mapping[str, str] 
         raise StudyError(f"{command[0]} is needed, and is not on PATH") from None
     except subprocess.CalledProcessError as error:
         words = " ".join(word for word in command if word not in DVC[:2])
-        raise StudyError(f"`{words}` failed: {error.stderr.strip() or error.stdout.strip()}") from None
+        reasons = [line.removeprefix("ERROR: ") for line in error.stderr.splitlines() if line.startswith("ERROR: ")]
+        reason = "; ".join(reasons) or error.stderr.strip() or error.stdout.strip()
+        raise StudyError(f"`{words}` failed: {reason}") from None
     return done.stdout.rstrip("\n")

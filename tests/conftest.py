@@ -10,6 +10,7 @@ import hypothesis
 import pytest
 
 from tests.clones import FAKE_TRAINER, PROJECT, Clone, change_settings, copied, small_project
+from tests.sweeps import add_gates
 
 # A shell that starts pytest in the background has it ignore Ctrl-C, and so every process that a test interrupts.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
@@ -55,3 +56,22 @@ def clone(finished: Clone, tmp_path: Path) -> Iterator[Clone]:
     """A copy of the finished project, DVC's cache included, to change at will."""
     with copied(finished, tmp_path / "project") as copy:
         yield copy
+
+
+@pytest.fixture(scope="module")
+def untrained(tmp_path_factory: pytest.TempPathFactory) -> Clone:
+    """A small project with the fake trainer, data and four variants, none of which is trained."""
+    clone = small_project(tmp_path_factory.mktemp("untrained") / "project")
+    shutil.copy(FAKE_TRAINER, clone.path / "stages" / "train.py")
+    clone.repro("normalize")
+    clone.commit("no variant is trained")
+    return clone
+
+
+@pytest.fixture
+def swept(untrained: Clone, tmp_path: Path) -> Iterator[Clone]:
+    """A copy of it, whose trainer waits and fails as files in `gates` beside it say."""
+    with copied(untrained, tmp_path / "project") as clone:
+        add_gates(clone)
+        clone.commit("a trainer with gates")
+        yield clone

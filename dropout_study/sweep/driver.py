@@ -58,6 +58,8 @@ def sweep(options: Options, ray: ray_pool.RayOptions | None = None) -> None:
     with files.locked(project.SWEEP / "lock", BUSY):
         for path in remove_leftovers(project.SWEEP):
             say(f"removed the clone of a sweep that was killed: {path}")
+        if ray:
+            ray_pool.take_in_previous([variant.key for variant in settings.variants])
         keys = prepared(settings)
         seconds = known_seconds(settings)
         _announce(settings, keys, options, threads, seconds)
@@ -77,7 +79,7 @@ def sweep(options: Options, ray: ray_pool.RayOptions | None = None) -> None:
 
 def prepared(settings: Settings) -> list[str]:
     """Have DVC make the data, and return the variants that are missing or out of date."""
-    dvc("repro", "--quiet", "normalize")
+    dvc("repro", "normalize")
     return project.missing(variant.key for variant in settings.variants)
 
 

@@ -120,7 +120,7 @@ def take_in(entries: Mapping[str, str], *, pull: bool = False) -> None:
     merged = lockfile.merged(LOCK.read_text(encoding="utf-8"), {stage_of(key): entry for key, entry in entries.items()})
     files.write_bytes(LOCK, merged.encode())
     # All variants at once, those without an entry passed over: DVC is slow with many targets.
-    output(*DVC, "pull" if pull else "checkout", "--quiet", "--allow-missing", "train")
+    output(*DVC, "pull" if pull else "checkout", "--allow-missing", "train")
 
 
 def cache_directory() -> Path:

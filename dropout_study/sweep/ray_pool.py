@@ -16,7 +16,9 @@ from pathlib import Path
 from threading import Event
 from typing import Any, NamedTuple
 
+from dropout_study import files
 from dropout_study.errors import StudyError
+from dropout_study.progress import say
 from dropout_study.sweep import remote
 from dropout_study.sweep.board import ATTEMPTS, FAILED, TRAINED, WAITING, Board
 from dropout_study.sweep.keeper import GRACE_SECONDS
@@ -36,6 +38,7 @@ EVERYWHERE = {
 # The only way in which all of Ray listens on 127.0.0.1 alone.
 LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 OBJECT_STORE_BYTES = 80 << 20
+SENT = SWEEP / "ray.json"  # the sweep that runs, for the next one if this driver is killed
 
 
 def require_ray() -> None:
@@ -151,16 +154,18 @@ class RayPool:
     def run(self, board: Board, interrupted: Event) -> None:
         """Train the variants of the board, until all are done or `interrupted` is set."""
         self._sweep = remote.send(self.options.repository, board.keys)
+        files.write_json(SENT, {"repository": self.options.repository, "sweep": self._sweep})
         with connected(self.options.address, self.threads * board.workers) as ray:
-            self._run_tasks(ray, board, interrupted)
+            try:
+                self._run_tasks(ray, board, interrupted)
+            finally:
+                clear_machines(ray, self.options.scratch)
 
     def _run_tasks(self, ray: Any, board: Board, interrupted: Event) -> None:
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
         _, repository, scratch, checkpoints, gpus = self.options
         # Beside the driver, so that no other machine takes it along.
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        teller = ray.remote(Teller).options(num_cpus=0, scheduling_strategy=here).remote()
+        here = ray.get_runtime_context().get_node_id()
+        teller = ray.remote(Teller).options(num_cpus=0, scheduling_strategy=_on(here)).remote()
         task = ray.remote(train).options(max_retries=0, **resources(self.threads, gpus))
 
         def submit(key: str) -> Any:
@@ -176,8 +181,8 @@ class RayPool:
             for key, line in lines:
                 board.line(key, line)
             if interrupted.is_set():
-                for reference in running:
-                    ray.cancel(reference)
+                for reference in running:  # else Ray waits for the next line that the training prints
+                    ray.cancel(reference, force=True)
                 ray.wait([*running], num_returns=len(running), timeout=30)
                 return
             for reference in done:
@@ -202,16 +207,46 @@ class RayPool:
         """Take in what was pushed, in the order of `keys`, and return why some of it is refused, by variant."""
         if self._sweep is None:
             return {}
-        if self.options.address is None:
-            _clear(self.options.scratch)
-        _, refused = remote.collect(self.options.repository, self._sweep, keys)
-        remote.forget(self.options.repository, self._sweep, remote.trained(self.options.repository, self._sweep))
+        refused = _collected(self.options.repository, self._sweep, keys)
+        SENT.unlink()
         return refused
 
 
+def take_in_previous(keys: Sequence[str]) -> None:
+    """Take in what the workers of a sweep pushed whose driver was killed, those of `keys`; remove its refs."""
+    if SENT.exists():
+        previous = files.read_json(SENT)
+        SENT.unlink()  # if its repository is gone, the next sweep is not to fail for the same reason
+        say(f"taking in what is left of a sweep that was killed: {previous['sweep']}")
+        _collected(previous["repository"], previous["sweep"], keys)
+
+
+def _collected(repository: str, sweep: str, keys: Sequence[str]) -> Mapping[str, str]:
+    """Take in what was pushed of a sweep and remove its refs; return why some of it is refused, by variant."""
+    _, refused = remote.collect(repository, sweep, keys)
+    remote.forget(repository, sweep, remote.trained(repository, sweep))
+    return refused
+
+
+def clear_machines(ray: Any, scratch: Path) -> None:
+    """Remove from every machine of the cluster the clones of workers that were killed or cancelled."""
+    task = ray.remote(_clear)
+    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+    cleared = [task.options(num_cpus=0, scheduling_strategy=_on(node)).remote(scratch) for node in nodes]
+    ray.wait(cleared, num_returns=len(cleared), timeout=6 * GRACE_SECONDS)
+
+
 def _clear(scratch: Path) -> None:
-    """Remove the clones of the workers on this machine, when their keepers have ended what runs there."""
+    """Remove the clones below `scratch` in which nothing runs, once keepers have ended what runs in the others."""
     end = time.monotonic() + 2 * GRACE_SECONDS
+    remove_leftovers(scratch)
     while any(scratch.glob("worker-*")) and time.monotonic() < end:
-        remove_leftovers(scratch)
         time.sleep(0.2)
+        remove_leftovers(scratch)
+
+
+def _on(node: str) -> Any:
+    """Return what has Ray run something on the node `node` and nowhere else."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    return NodeAffinitySchedulingStrategy(node, soft=False)

@@ -23,8 +23,9 @@ from dropout_study.sweep.worker import DATA, Worker, remove_leftovers
 PREFIX = "refs/dropout-study/sweeps"
 ENTRY = "dvc.lock"
 VERSIONS = "versions.json"
-PUSH_ATTEMPTS = 5
-FIRST_PAUSE_SECONDS = 2.0  # before a push is tried again; doubled each time
+PUSH_ATTEMPTS = 10
+FIRST_PAUSE_SECONDS = 2.0  # before a push is tried again; doubled each time, up to
+LONGEST_PAUSE_SECONDS = 60.0
 
 
 def snapshot_ref(sweep: str) -> str:
@@ -42,7 +43,7 @@ def send(repository: str, keys: Sequence[str]) -> str:
     sweep = f"{time.strftime('%Y%m%d')}-{secrets.token_hex(3)}"
     commit = project.snapshot("\n".join(keys))
     try:
-        output(*DVC, "push", "--quiet", "normalize", "download")
+        output(*DVC, "push", "normalize", "download")
         output("git", "push", "--quiet", repository, f"{commit}:{snapshot_ref(sweep)}")
     finally:
         project.remove_snapshot()
@@ -82,12 +83,12 @@ class RemoteWorker(Worker):
         """Pull the data, train a variant, and push what came of it. Raises `StudyError` if any of it fails."""
         lock = lockfile.only((self.directory / LOCK).read_text(encoding="utf-8"), project.DATA_STAGES)
         self.configure(lock, checkpoints, logs)
-        self.dvc("pull", "--quiet", *DATA)
+        self.dvc("pull", *DATA)
         outcome = self.train(key, on_line, "--pull")
         if outcome.entry is None:
             raise StudyError(f"{key}: not trained; {outcome.last_lines[-1] if outcome.last_lines else 'no output'}")
         entry = outcome.entry
-        persistently(lambda: self.dvc("push", "--quiet", "--run-cache", project.stage_of(key)), f"{key}: dvc push")
+        persistently(lambda: self.dvc("push", "--run-cache", project.stage_of(key)), f"{key}: dvc push")
         persistently(lambda: self._push_entry(key, entry), f"{key}: git push")
 
     def _push_entry(self, key: str, entry: str) -> None:
@@ -107,7 +108,7 @@ class RemoteWorker(Worker):
 
 
 def persistently(action: Callable[[], object], what: str) -> None:
-    """Do something that a network may refuse for a while: again after 2, 4, 8 and 16 seconds, then raise its error."""
+    """Do something that a network may refuse for a while, again and again for five minutes; then raise its error."""
     for attempt in range(PUSH_ATTEMPTS):
         try:
             action()
@@ -115,7 +116,7 @@ def persistently(action: Callable[[], object], what: str) -> None:
         except StudyError as error:
             if attempt + 1 == PUSH_ATTEMPTS:
                 raise
-            pause = FIRST_PAUSE_SECONDS * 2**attempt
+            pause = min(FIRST_PAUSE_SECONDS * 2**attempt, LONGEST_PAUSE_SECONDS)
             say(f"{what} failed, again in {duration(pause)}: {error}")
             time.sleep(pause)
 

@@ -70,7 +70,7 @@ class Worker:
         output("git", "clone", "--quiet", "--shared", "--no-checkout", str(project), str(self.directory))
         output("git", "checkout", "--quiet", "--detach", commit, cwd=self.directory)
         self.configure(lock, project / checkpoint.root(), project / files.LOGS, SHARED_CACHE.format(cache=cache))
-        self.dvc("checkout", "--quiet", *DATA)
+        self.dvc("checkout", *DATA)
 
     def hold(self) -> None:
         """Lock the clone for this process and all that it starts in it."""

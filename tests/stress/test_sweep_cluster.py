@@ -1,0 +1,211 @@
+"""A sweep on two Ray nodes that share a Git repository and a DVC remote, of which one part after another is killed."""
+
+import os
+import secrets
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from dropout_study.sweep import ray_pool
+from tests.clones import Clone, copied, environment
+from tests.sweeps import KEYS, gates, outputs, processes, started, wait_until
+
+pytestmark = pytest.mark.stress
+
+
+class Nodes(NamedTuple):
+    """The cluster: its process, its address, and what a driver needs in its environment."""
+
+    process: subprocess.Popen[str]
+    address: str
+    variables: dict[str, str]
+
+    def call(self, command: str) -> None:
+        """Have the cluster kill or add a node, and wait until it has."""
+        assert self.process.stdin
+        assert self.process.stdout
+        self.process.stdin.write(f"{command}\n")
+        self.process.stdin.flush()
+        assert self.process.stdout.readline() == f"{command}\n"
+
+
+@pytest.fixture
+def nodes(tmp_path: Path) -> Iterator[Nodes]:
+    token = tmp_path / "token"
+    token.touch(mode=0o600)
+    token.write_text(secrets.token_hex(32))
+    variables = ray_pool.EVERYWHERE | ray_pool.LOOPBACK | {ray_pool.TOKEN_PATH: str(token)}
+    process = subprocess.Popen(
+        [sys.executable, str(Path(__file__).with_name("cluster.py"))],
+        env=environment(**variables),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout
+    yield Nodes(process, process.stdout.readline().strip(), variables)
+    process.communicate(timeout=60)
+
+
+class Swept(NamedTuple):
+    """A project with a DVC remote and a Git repository, and where its workers make clones."""
+
+    clone: Clone
+    repository: Path
+    scratch: Path
+
+    def start(self, nodes: Nodes) -> subprocess.Popen[str]:
+        """Start a sweep on the cluster."""
+        command = ["dropout-study", "sweep", "--address", nodes.address, "--repository", str(self.repository)]
+        return subprocess.Popen(
+            [*command, "--scratch", str(self.scratch)],
+            cwd=self.clone.path,
+            env=environment(**nodes.variables),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def assert_nothing_left(self) -> None:
+        wait_until(lambda: not processes(Clone(self.scratch)), 30)
+        assert not list(self.scratch.glob("worker-*"))
+        assert self.clone.run("git", "ls-remote", str(self.repository), "refs/dropout-study/*").stdout == ""
+        assert self.clone.run("git", "for-each-ref", "refs/dropout-study").stdout == ""
+        assert not (self.clone.path / ray_pool.SENT).exists()
+
+
+@pytest.fixture
+def project(swept: Clone, tmp_path: Path) -> Swept:
+    swept.dvc("remote", "add", "--default", "shared", str(tmp_path / "remote"))
+    swept.commit("a remote")
+    swept.run("git", "init", "--quiet", "--bare", str(tmp_path / "repository.git"))
+    return Swept(swept, tmp_path / "repository.git", tmp_path / "scratch")
+
+
+@pytest.fixture
+def expected(swept: Clone, tmp_path: Path) -> dict[str, bytes]:
+    """What a sequential run gives, without a trace in `gates`."""
+    with copied(swept, tmp_path / "sequential") as sequential:
+        sequential.repro()
+        (gates(swept) / "started").unlink()
+        return outputs(sequential)
+
+
+def ended(sweep: subprocess.Popen[str]) -> str:
+    """Wait until a sweep ends, which has to be well, and return what it printed."""
+    printed, _ = sweep.communicate(timeout=240)
+    assert sweep.returncode == 0, printed
+    return printed
+
+
+def workers() -> list[int]:
+    """Return the processes of Ray that train."""
+    return [
+        int(path.parent.name)
+        for path in Path("/proc").glob("[0-9]*/cmdline")
+        if path.exists() and path.read_bytes().startswith(b"ray::train")
+    ]
+
+
+def test_worker_killed_in_mid_training_is_replaced(nodes: Nodes, expected: dict[str, bytes], project: Swept) -> None:
+    gate = gates(project.clone) / f"hold-{KEYS[0]}"
+    gate.touch()
+    sweep = project.start(nodes)
+    wait_until(lambda: len(started(project.clone)) == 4, 120)  # the others are done, this one is held
+
+    wait_until(lambda: len(workers()) == 1, 60)
+    os.kill(workers()[0], signal.SIGKILL)
+    gate.unlink()
+    printed = ended(sweep)
+
+    assert f"{KEYS[0]} waiting (WorkerCrashedError, will be tried again)" in printed
+    assert outputs(project.clone) == expected
+    assert sorted(started(project.clone)) == sorted([*KEYS, KEYS[0]])
+    project.assert_nothing_left()
+
+
+def test_worker_killed_between_its_pushes_is_replaced_and_nothing_is_trained_again(
+    nodes: Nodes, expected: dict[str, bytes], project: Swept
+) -> None:
+    """The repository makes the first push of an entry wait until the worker is dead."""
+    reached, dead = project.repository / "reached", project.repository / "dead"
+    hook = project.repository / "hooks/pre-receive"
+    hook.write_text(
+        f"#!/bin/sh\ngrep -q /trained/ || exit 0\n[ -e {reached} ] && exit 0\n"
+        f"touch {reached}\nwhile [ ! -e {dead} ]; do sleep 0.1; done\nexit 1\n"
+    )
+    hook.chmod(0o755)
+    for key in KEYS[1:]:
+        (gates(project.clone) / f"hold-{key}").touch()
+    sweep = project.start(nodes)
+    wait_until(reached.exists, 120)
+
+    for pid in workers():
+        os.kill(pid, signal.SIGKILL)
+    dead.touch()
+    for gate in gates(project.clone).glob("hold-*"):
+        gate.unlink()
+    ended(sweep)
+
+    assert outputs(project.clone) == expected
+    assert started(project.clone).count(KEYS[0]) == 1
+    project.assert_nothing_left()
+
+
+def test_node_that_dies_is_survived(nodes: Nodes, expected: dict[str, bytes], project: Swept) -> None:
+    for key in KEYS[:2]:
+        (gates(project.clone) / f"hold-{key}").touch()
+    sweep = project.start(nodes)
+    wait_until(lambda: len(started(project.clone)) == 2, 120)
+
+    nodes.call("kill")
+    for gate in gates(project.clone).glob("hold-*"):
+        gate.unlink()
+    printed = ended(sweep)
+
+    assert "will be tried again" in printed
+    assert outputs(project.clone) == expected
+    assert len(started(project.clone)) == 5
+    project.assert_nothing_left()
+
+
+def test_driver_that_is_killed_is_started_again_and_trains_the_rest(
+    nodes: Nodes, expected: dict[str, bytes], project: Swept
+) -> None:
+    held = gates(project.clone) / f"hold-{KEYS[3]}"
+    held.touch()
+    sweep = project.start(nodes)
+    wait_until(lambda: len(started(project.clone)) == 4, 120)
+    refs = ["git", "ls-remote", str(project.repository), "refs/dropout-study/*/trained/*"]
+    wait_until(lambda: project.clone.run(*refs).stdout.count("\n") == 3, 60)
+
+    sweep.kill()
+    sweep.communicate()
+    wait_until(lambda: not processes(Clone(project.scratch)), 30)
+    held.unlink()
+    printed = ended(project.start(nodes))
+
+    assert "taking in what is left of a sweep that was killed" in printed
+    assert "1 of 4 variants to train" in printed
+    assert outputs(project.clone) == expected
+    assert sorted(started(project.clone)) == sorted([*KEYS, KEYS[3]])
+    project.assert_nothing_left()
+
+
+def test_interrupt_ends_trainings_on_both_nodes(nodes: Nodes, project: Swept) -> None:
+    for key in KEYS:
+        (gates(project.clone) / f"hold-{key}").touch()
+    sweep = project.start(nodes)
+    wait_until(lambda: len(started(project.clone)) == 2, 120)
+
+    sweep.send_signal(signal.SIGINT)
+    printed, _ = sweep.communicate(timeout=120)
+
+    assert sweep.returncode == 130, printed
+    assert "interrupted; what is trained is kept, run the same command to resume" in printed
+    project.assert_nothing_left()

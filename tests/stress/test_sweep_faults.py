@@ -1,0 +1,261 @@
+"""Workers of a sweep on machines that share a Git repository and a DVC remote over SSH, and what befalls them."""
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from tests.clones import Clone, copied, environment, small_project
+from tests.sweeps import KEYS, gates, outputs, processes, started, wait_until
+
+pytestmark = pytest.mark.stress
+
+SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+
+
+class Server:
+    """A real sshd on 127.0.0.1 with keys of its own, which nobody else's configuration touches."""
+
+    def __init__(self, directory: Path) -> None:
+        assert SSHD, "sshd is needed: apt-get install openssh-server"
+        self.directory = directory
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        for name in ("host", "key"):
+            command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(directory / name)]
+            subprocess.run(command, check=True)
+        (directory / "authorized").write_bytes((directory / "key.pub").read_bytes())
+        (directory / "config").write_text(
+            f"Port {self.port}\nListenAddress 127.0.0.1\nHostKey {directory}/host\nPidFile none\n"
+            f"AuthorizedKeysFile {directory}/authorized\nStrictModes no\nUsePAM no\nPasswordAuthentication no\n"
+            "Subsystem sftp internal-sftp\n"
+        )
+        host = (directory / "host.pub").read_text()
+        (directory / "known").write_text(f"[127.0.0.1]:{self.port} {host}")
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"ssh://127.0.0.1:{self.port}"
+
+    @property
+    def git(self) -> str:
+        """Return what GIT_SSH_COMMAND is to be."""
+        options = f"-o UserKnownHostsFile={self.directory}/known -o IdentitiesOnly=yes"
+        return f"ssh -F /dev/null -i {self.directory}/key {options}"
+
+    def start(self) -> None:
+        if os.getuid() == 0:
+            Path("/run/sshd").mkdir(exist_ok=True)  # where sshd locks away what it has not yet let in
+        command = [str(SSHD), "-D", "-E", str(self.directory / "log"), "-f", str(self.directory / "config")]
+        self.process = subprocess.Popen(command)
+        wait_until(self._answers, 20)
+
+    def _answers(self) -> bool:
+        with socket.socket() as client:
+            return client.connect_ex(("127.0.0.1", self.port)) == 0
+
+    def stop(self) -> None:
+        if self.process:
+            self.process.terminate()
+            self.process.wait(timeout=20)
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    (tmp_path / "ssh").mkdir()
+    server = Server(tmp_path / "ssh")
+    server.start()
+    yield server
+    server.stop()
+
+
+class Sweep(NamedTuple):
+    """A sweep that was sent from `clone`; each worker has a directory of its own below `machines`."""
+
+    clone: Clone
+    repository: str
+    name: str
+    machines: Path
+    variables: dict[str, str]
+
+    def worker(self, machine: str, *arguments: str) -> subprocess.Popen[str]:
+        """Start a worker in the directory of a machine."""
+        scratch = self.machines / machine
+        scratch.mkdir(parents=True, exist_ok=True)
+        command = ["dropout-study", "sweep", "worker", self.repository, self.name, "--scratch", str(scratch)]
+        return subprocess.Popen(
+            [*command, *arguments],
+            cwd=scratch,
+            env=environment(**self.variables),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def collect(self) -> str:
+        done = self.clone.run(
+            "dropout-study", "sweep", "collect", self.repository, self.name, check=True, **self.variables
+        )
+        return done.stdout
+
+    def refs(self) -> list[str]:
+        command = ["git", "ls-remote", self.repository, "refs/dropout-study/*"]
+        return re.findall(r"refs/\S+", self.clone.run(*command, check=True, **self.variables).stdout)
+
+    def assert_nothing_left(self) -> None:
+        wait_until(lambda: not processes(Clone(self.machines)), 30)
+        assert not list(self.machines.glob("*/worker-*"))
+        assert self.refs() == []
+        assert self.clone.run("git", "for-each-ref", "refs/dropout-study").stdout == ""
+
+
+def send(clone: Clone, repository: str, machines: Path, **variables: str) -> Sweep:
+    printed = clone.run("dropout-study", "sweep", "send", repository, check=True, **variables).stdout
+    (name,) = re.findall(r"^(\S+): \d variants? sent to ", printed, re.MULTILINE)
+    return Sweep(clone, repository, name, machines, variables)
+
+
+@pytest.fixture
+def by_ssh(swept: Clone, server: Server, tmp_path: Path) -> Sweep:
+    swept.dvc("remote", "add", "--default", "shared", f"{server.url}{tmp_path}/remote")
+    swept.dvc("remote", "modify", "shared", "keyfile", str(server.directory / "key"))
+    swept.commit("a remote")
+    swept.run("git", "init", "--quiet", "--bare", str(tmp_path / "repository.git"))
+    repository = f"{server.url}{tmp_path}/repository.git"
+    return send(swept, repository, tmp_path / "machines", GIT_SSH_COMMAND=server.git)
+
+
+@pytest.fixture
+def by_path(swept: Clone, tmp_path: Path) -> Sweep:
+    swept.dvc("remote", "add", "--default", "shared", str(tmp_path / "remote"))
+    swept.commit("a remote")
+    swept.run("git", "init", "--quiet", "--bare", str(tmp_path / "repository.git"))
+    return send(swept, str(tmp_path / "repository.git"), tmp_path / "machines")
+
+
+@pytest.fixture
+def expected(swept: Clone, tmp_path: Path) -> dict[str, bytes]:
+    """What a sequential run gives, without a trace in `gates`."""
+    with copied(swept, tmp_path / "sequential") as sequential:
+        sequential.repro()
+        (gates(swept) / "started").unlink()
+        return outputs(sequential)
+
+
+def ended(worker: subprocess.Popen[str]) -> str:
+    """Wait until a worker ends, which has to be well, and return what it printed."""
+    printed, _ = worker.communicate(timeout=240)
+    assert worker.returncode == 0, printed
+    return printed
+
+
+def test_two_machines_over_ssh_give_the_bytes_of_a_sequential_run(expected: dict[str, bytes], by_ssh: Sweep) -> None:
+    for pair in ((0, 1), (2, 3)):
+        both = [by_ssh.worker(f"machine-{index}", "--index", str(index)) for index in pair]
+        for worker in both:
+            ended(worker)
+
+    assert "4 variants taken in" in by_ssh.collect()
+    assert outputs(by_ssh.clone) == expected
+    by_ssh.assert_nothing_left()
+
+
+def test_server_that_is_away_for_a_while_delays_a_worker(by_ssh: Sweep, server: Server) -> None:
+    gate = gates(by_ssh.clone) / f"hold-{KEYS[0]}"
+    gate.touch()
+    worker = by_ssh.worker("machine", KEYS[0])
+    wait_until(lambda: started(by_ssh.clone) == [KEYS[0]], 120)
+
+    server.stop()
+    gate.unlink()
+    assert worker.stdout
+    for line in worker.stdout:
+        if "dvc push failed, again in" in line:
+            break
+    server.start()
+    printed = ended(worker)
+
+    assert f"{KEYS[0]}  trained and pushed" in printed
+    assert started(by_ssh.clone) == [KEYS[0]]
+    assert any(ref.endswith(KEYS[0]) for ref in by_ssh.refs())
+
+
+def test_variant_given_to_two_workers_is_taken_in_once(by_path: Sweep) -> None:
+    gate = gates(by_path.clone) / f"hold-{KEYS[0]}"
+    gate.touch()
+    both = [by_path.worker(machine, KEYS[0]) for machine in ("one", "other")]
+    wait_until(lambda: started(by_path.clone) == [KEYS[0]] * 2, 120)
+
+    gate.unlink()
+    printed = "".join(ended(worker) for worker in both)
+    for key in KEYS[1:]:
+        ended(by_path.worker("one", key))
+
+    assert printed.count("trained and pushed") == 2
+    assert "4 variants taken in" in by_path.collect()
+    assert by_path.clone.dvc("status") == "Data and pipelines are up to date.\n"
+    by_path.assert_nothing_left()
+
+
+def test_full_disk_of_a_worker_is_named_and_the_next_call_succeeds(by_path: Sweep) -> None:
+    scratch = by_path.machines / "small"
+    scratch.mkdir(parents=True)
+    script = (
+        f"mount -t tmpfs -o size=4m none {scratch}; "
+        f"dropout-study sweep worker {by_path.repository} {by_path.name} {KEYS[0]} --scratch {scratch}"
+    )
+    namespace = ("unshare", "--user", "--map-root-user", "--mount", "sh", "-ec")
+
+    full = Clone(by_path.machines).run(*namespace, script, check=False)
+    refs = by_path.refs()
+    again = ended(by_path.worker("small", KEYS[0]))
+
+    assert full.returncode == 1
+    assert re.match("error: .*No space left on device", full.stderr, re.DOTALL), full.stderr
+    assert "Traceback" not in full.stderr
+    assert [ref for ref in refs if not ref.endswith("/snapshot")] == []
+    assert f"{KEYS[0]}  trained and pushed" in again
+    assert not list(scratch.glob("worker-*"))
+
+
+def test_killed_training_resumes_on_another_machine_with_the_bytes_of_an_uninterrupted_run(tmp_path: Path) -> None:
+    """With the real trainer. The machines share nothing but the directory of the checkpoints."""
+    clone = small_project(tmp_path / "project")
+    clone.change(study__optimizers=["adadelta"], study__dropouts=[0.5], train__epochs=6, train__batch_size=10)
+    clone.change(network__filters=[16, 16, 32, 32], network__units=[64, 64])
+    clone.dvc("remote", "add", "--default", "shared", str(tmp_path / "remote"))
+    clone.repro("normalize")
+    clone.commit("a study of one variant")
+    with copied(clone, tmp_path / "uninterrupted") as uninterrupted:
+        uninterrupted.repro()
+        expected = outputs(uninterrupted)
+    clone.run("git", "init", "--quiet", "--bare", str(tmp_path / "repository.git"))
+    sweep = send(clone, str(tmp_path / "repository.git"), tmp_path / "machines")
+    shared = ["--checkpoints", str(tmp_path / "checkpoints")]
+    first = sweep.worker("one", "adadelta-0.5-0", *shared)
+    assert first.stdout
+    for line in first.stdout:
+        if "epoch 2/6" in line:
+            break
+
+    first.send_signal(signal.SIGKILL)
+    first.communicate()
+    wait_until(lambda: not processes(Clone(sweep.machines)), 30)
+    time.sleep(0.1)
+    shutil.rmtree(sweep.machines / "one")
+    printed = ended(sweep.worker("other", "adadelta-0.5-0", *shared))
+    sweep.collect()
+
+    assert "resuming after epoch" in printed
+    assert outputs(clone) == expected
+    sweep.assert_nothing_left()

@@ -1,0 +1,23 @@
+"""Calls of other programs."""
+
+import pytest
+
+from dropout_study.commands import output
+from dropout_study.errors import StudyError
+
+
+def test_output_raises_what_dvc_calls_an_error_and_nothing_else() -> None:
+    script = "echo 'Collecting' >&2; echo 'ERROR: the disk is full' >&2; echo 'Having any troubles?' >&2; exit 1"
+
+    with pytest.raises(StudyError, match=r"` failed: the disk is full$"):
+        output("sh", "-c", script)
+
+
+def test_output_raises_all_that_is_said_without_such_a_line() -> None:
+    with pytest.raises(StudyError, match=r"` failed: fatal: no such ref$"):
+        output("sh", "-c", "echo 'fatal: no such ref' >&2; exit 1")
+
+
+def test_output_names_a_program_that_is_missing() -> None:
+    with pytest.raises(StudyError, match="no-such-program is needed, and is not on PATH"):
+        output("no-such-program")

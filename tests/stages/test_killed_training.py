@@ -256,6 +256,83 @@ def test_train_refuses_a_second_process(project: Clone, uninterrupted: tuple[flo
     assert outputs(project) == uninterrupted[1]
 
 
+def start_together(project: Clone, expected: list[bytes], times: int) -> None:
+    """Train the variant in two processes at the same time, `times` times: one does it, the other says who does."""
+    for _ in range(times):
+        both = [start(project), start(project)]
+
+        printed = [process.communicate(timeout=120)[0] for process in both]
+
+        refused = [text for process, text in zip(both, printed, strict=True) if process.returncode == 1]
+        assert {process.returncode for process in both} <= {0, 1}, printed
+        assert len(refused) < 2
+        assert all("another process is training this variant; wait for it, or end it" in text for text in refused)
+        assert outputs(project) == expected
+        for path in OUTPUTS:
+            (project.path / path).unlink()
+
+
+def test_two_trainings_started_together_equal_one(project: Clone, uninterrupted: tuple[float, list[bytes]]) -> None:
+    start_together(project, uninterrupted[1], 2)
+
+
+@pytest.mark.stress
+def test_two_trainings_started_together_20_times_equal_one(
+    project: Clone, uninterrupted: tuple[float, list[bytes]]
+) -> None:
+    start_together(project, uninterrupted[1], 20)
+
+
+def test_training_that_a_killed_dvc_leaves_behind_excludes_another(
+    project: Clone, uninterrupted: tuple[float, list[bytes]]
+) -> None:
+    """SIGTERM ends DVC alone. What it started trains on."""
+    repro = start(project, "dvc", "repro", f"train@{KEY}")
+    await_line(repro, "epoch  1/10")
+    (training,) = (
+        int(path.parent.name)
+        for path in Path("/proc").glob("[0-9]*/cmdline")
+        if path.exists()
+        and path.read_bytes() == b"python\0-m\0stages.train\0"
+        and (path.parent / "cwd").resolve() == project.path.resolve()
+    )
+    os.kill(training, signal.SIGSTOP)
+
+    repro.terminate()
+    repro.wait(timeout=60)
+    second = project.run("dvc", "repro", f"train@{KEY}", check=False)
+    os.kill(training, signal.SIGCONT)
+    repro.communicate(timeout=60)  # the training holds the pipe until it ends
+    project.dvc("repro", f"train@{KEY}")
+
+    assert second.returncode != 0
+    assert "another process is training this variant; wait for it, or end it" in second.stdout + second.stderr
+    assert outputs(project) == uninterrupted[1]
+    assert project.repro(f"train@{KEY}") == []
+
+
+def test_train_that_cannot_write_its_outputs_names_the_file(
+    project: Clone, uninterrupted: tuple[float, list[bytes]]
+) -> None:
+    """The kernel refuses to write files as large as the model, as it does on a full disk."""
+    size = len(uninterrupted[1][0])
+    code = (
+        "import resource, sys\n"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({size // 2}, {size // 2}))\n"
+        f"import stages.train\nfrom dropout_study.errors import run_stage\nsys.argv[1:] = ['{KEY}']\n"
+        "run_stage(stages.train.main, 'train', 'key: the variant')\n"
+    )
+
+    process = start(project, sys.executable, "-c", code)
+    printed = process.communicate(timeout=120)[0]
+
+    assert process.returncode == 1
+    assert f"error: models/variants/{KEY}.keras: File too large; make room for it, then run the same" in printed
+    assert not any((project.path / path).exists() for path in OUTPUTS)
+    finish(start(project))
+    assert outputs(project) == uninterrupted[1]
+
+
 def test_train_continues_without_checkpoints_on_a_full_disk(
     project: Clone, uninterrupted: tuple[float, list[bytes]]
 ) -> None:

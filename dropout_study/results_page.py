@@ -289,18 +289,22 @@ def spread(values: Sequence[float], factor: float, form: str) -> str:
 def facts(study: Published) -> list[str]:
     """Return how a study was computed, a line a subject."""
     settings, provenance = study.settings, study.provenance
-    diverged = len(study.results) - len(finished(study.results))
-    trained = [speed for speed in provenance["trainings"].values() if speed]
+    alive = {run.variant for run in finished(study.results)}
+    diverged = len(study.results) - len(alive)
+    trained = {key: speed for key, speed in provenance["trainings"].items() if speed}
+    # A run that diverges ends early, and its speed means nothing.
+    speeds = [speed["images_per_second"] for key, speed in trained.items() if key in alive]
     lines = [
         f"{report.count(study.results, 'run')}, {diverged or 'none'} diverged; {settings.images_to_train_on:,} "
         f"training images, {settings.train.epochs} epochs, batches of {settings.train.batch_size}",
         *(machine(kind, len(study.results)) for kind in provenance["machines"]),
     ]
-    if trained:
-        speeds = [speed["images_per_second"] for speed in trained]
+    if speeds:
+        seconds = sum(speed["seconds"] for speed in trained.values())
+        range_of = f", {min(speeds):,.0f} to {max(speeds):,.0f}" if len(speeds) > 1 else ""
         lines.append(
-            f"{progress.duration(sum(speed['seconds'] for speed in trained))} for {report.count(trained, 'training')}, "
-            f"{min(speeds):,.0f} to {max(speeds):,.0f} images per second, median {statistics.median(speeds):,.0f}"
+            f"{progress.duration(seconds)} for {report.count(trained, 'training')}; images per second: median "
+            f"{statistics.median(speeds):,.0f}{range_of}"
         )
     lines.append(f"commit {provenance['commit'][:10]}, published on {provenance['date']}")
     if provenance["archive"]:

@@ -189,6 +189,15 @@ def test_page_of_all_studies_has_every_section_and_their_figures() -> None:
     assert not re.search(r"\n{3,}|\{[{%]|None|nan", text)
 
 
+def test_facts_take_speeds_from_runs_that_did_not_diverge() -> None:
+    study = published("cifar10-small", runs("adadelta", {0.0: CLEAR, 0.8: [math.nan]}))
+    study.provenance["trainings"]["adadelta-0.8-0"] = {"epochs": 12, "seconds": 1.0, "images_per_second": 9999.0}
+
+    observed = results_page.facts(study)
+
+    assert "3 min 01 s for 4 trainings; images per second: median 500, 500 to 500" in observed
+
+
 def test_page_without_studies_has_the_authors_figures_only() -> None:
     text = results_page.page({}, AUTHOR, 60, TEMPLATE)
 

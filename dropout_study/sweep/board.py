@@ -22,7 +22,8 @@ from dropout_study.progress import duration, say
 from dropout_study.sweep.project import SWEEP
 
 STATUS = SWEEP / "status.json"
-STATUS_SECONDS = 1.0  # between two writes of the status file
+STATUS_SECONDS = 1.0  # between two writes of the status file, at least, and
+STATUS_SHARE = 0.01  # of the time that writing it may take
 EPOCH = re.compile(r"epoch +(\d+)/(\d+) .*validation loss +\S+  accuracy +(\S+%) +([\d,]+) images/s")
 WAITING, RUNNING, TRAINED, FAILED = "waiting", "running", "trained", "failed"
 ATTEMPTS = 3  # of a variant whose training, worker or machine was lost
@@ -59,7 +60,7 @@ class Board:
         self._lock = RLock()
         self._shown = False
         self._live: Live | None = None
-        self._written = 0.0
+        self._next_write = 0.0
 
     def started(self, key: str, worker: str) -> None:
         """Note that `worker` has begun with a variant."""
@@ -115,12 +116,14 @@ class Board:
         self.write()
 
     def write(self, *, now: bool = False) -> None:
-        """Write the status file, once a second at most unless `now`."""
+        """Write the status file, unless it was written a moment ago; with `now`, in any case."""
         with self._lock:
-            if now or time.time() - self._written > STATUS_SECONDS:
-                self._written = time.time()
+            begin = time.time()
+            if now or begin > self._next_write:
                 rows = {key: asdict(row) for key, row in self.rows.items()}
                 files.write_json(STATUS, {"left": self.left(), "rows": rows})
+                end = time.time()
+                self._next_write = end + max(STATUS_SECONDS, (end - begin) / STATUS_SHARE)
 
     @contextmanager
     def shown(self) -> Iterator[None]:

@@ -7,6 +7,7 @@ import pytest
 
 from dropout_study.errors import StudyError
 from dropout_study.sweep import ray_pool
+from tests.clones import PROJECT
 
 
 def test_ray_of_this_machine_listens_on_loopback_only_and_asks_for_a_token() -> None:
@@ -44,6 +45,13 @@ def test_ray_of_a_cluster_refuses_a_token_that_is_not_private(tmp_path: Path, mo
 def test_ray_of_a_cluster_needs_a_token() -> None:
     with pytest.raises(StudyError, match="RAY_AUTH_TOKEN_PATH is not set"):
         ray_pool.variables("auto", {})
+
+
+def test_document_sets_on_every_machine_what_the_driver_sets() -> None:
+    document = (PROJECT / "docs/cluster.md").read_text()
+
+    for name, value in ray_pool.EVERYWHERE.items():
+        assert f"{name}={value}" in document, name
 
 
 def test_resources_ask_for_gpus_only_if_there_are_some() -> None:

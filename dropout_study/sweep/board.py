@@ -6,7 +6,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from threading import RLock
 from typing import Any
@@ -121,7 +121,8 @@ class Board:
             begin = time.time()
             if now or begin > self._next_write:
                 rows = {key: asdict(row) for key, row in self.rows.items()}
-                files.write_json(STATUS, {"left": self.left(), "rows": rows})
+                with suppress(OSError):  # a full disk: the trainings are worth more than the view of them
+                    files.write_json(STATUS, {"left": self.left(), "rows": rows})
                 end = time.time()
                 self._next_write = end + max(STATUS_SECONDS, (end - begin) / STATUS_SHARE)
 

@@ -18,7 +18,7 @@ from dropout_study.sweep import board as boards
 from dropout_study.sweep import project, ray_pool, remote
 from dropout_study.sweep.board import FAILED, WAITING, Board
 from dropout_study.sweep.local_pool import LocalPool, shares
-from dropout_study.sweep.worker import remove_leftovers
+from dropout_study.sweep.worker import clear
 
 BUSY = "another sweep runs in this project; `dropout-study status` shows it"
 
@@ -56,7 +56,8 @@ def sweep(options: Options, ray: ray_pool.RayOptions | None = None) -> None:
     settings = load_settings()
     threads = threads_per_worker(settings, options)
     with files.locked(project.SWEEP / "lock", BUSY):
-        for path in remove_leftovers(project.SWEEP):
+        boards.STATUS.unlink(missing_ok=True)
+        for path in clear(project.SWEEP):
             say(f"removed the clone of a sweep that was killed: {path}")
         if ray:
             ray_pool.take_in_previous([variant.key for variant in settings.variants])
@@ -115,7 +116,7 @@ def collect(repository: str, sweep: str) -> None:
             )
         if problems:
             raise StudyError("; ".join(problems))
-        remote.forget(repository, sweep, entries)
+        remote.forget(repository, sweep)
         dvc("repro")
 
 

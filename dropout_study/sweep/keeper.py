@@ -15,6 +15,13 @@ import threading
 GRACE_SECONDS = 5
 
 
+def end_group() -> None:
+    """End this process group, and this process with it."""
+    os.killpg(0, signal.SIGTERM)
+    threading.Event().wait(GRACE_SECONDS)
+    os.killpg(0, signal.SIGKILL)
+
+
 def main() -> int:
     """Run the command that the arguments are, and return its exit status, negative if a signal ended it."""
     if os.getpid() != os.getsid(0):
@@ -27,15 +34,16 @@ def main() -> int:
         while os.read(0, 1024):
             pass
         ending.set()
-        os.killpg(0, signal.SIGTERM)
-        threading.Event().wait(GRACE_SECONDS)
-        os.killpg(0, signal.SIGKILL)  # this process, too
+        end_group()
 
     watch = threading.Thread(target=end, daemon=True)
     watch.start()
     status = child.wait()
     if ending.is_set():
         watch.join()  # DVC ends before the training that it started: that has its time, too
+    elif status < 0:  # DVC was killed, and what it started trains on
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        end_group()
     return status if status >= 0 else 128 - status
 
 

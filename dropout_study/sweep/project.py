@@ -119,8 +119,9 @@ def take_in(entries: Mapping[str, str], *, pull: bool = False) -> None:
         return
     merged = lockfile.merged(LOCK.read_text(encoding="utf-8"), {stage_of(key): entry for key, entry in entries.items()})
     files.write_bytes(LOCK, merged.encode())
-    # All variants at once, those without an entry passed over: DVC is slow with many targets.
-    output(*DVC, "pull" if pull else "checkout", "--allow-missing", "train")
+    # All variants at once, those without an entry passed over: DVC is slow with many targets. What is in the way of an
+    # output is stale, and `dvc repro` would remove it, too.
+    output(*DVC, "pull" if pull else "checkout", "--force", "--allow-missing", "train")
 
 
 def cache_directory() -> Path:

@@ -8,7 +8,6 @@ import os
 import secrets
 import socket
 import stat
-import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,7 +22,7 @@ from dropout_study.sweep import remote
 from dropout_study.sweep.board import ATTEMPTS, FAILED, TRAINED, WAITING, Board
 from dropout_study.sweep.keeper import GRACE_SECONDS
 from dropout_study.sweep.project import SWEEP
-from dropout_study.sweep.worker import remove_leftovers
+from dropout_study.sweep.worker import clear
 
 TOKEN_PATH = "RAY_AUTH_TOKEN_PATH"
 EVERYWHERE = {
@@ -224,25 +223,16 @@ def take_in_previous(keys: Sequence[str]) -> None:
 def _collected(repository: str, sweep: str, keys: Sequence[str]) -> Mapping[str, str]:
     """Take in what was pushed of a sweep and remove its refs; return why some of it is refused, by variant."""
     _, refused = remote.collect(repository, sweep, keys)
-    remote.forget(repository, sweep, remote.trained(repository, sweep))
+    remote.forget(repository, sweep)
     return refused
 
 
 def clear_machines(ray: Any, scratch: Path) -> None:
     """Remove from every machine of the cluster the clones of workers that were killed or cancelled."""
-    task = ray.remote(_clear)
+    task = ray.remote(clear)
     nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
     cleared = [task.options(num_cpus=0, scheduling_strategy=_on(node)).remote(scratch) for node in nodes]
     ray.wait(cleared, num_returns=len(cleared), timeout=6 * GRACE_SECONDS)
-
-
-def _clear(scratch: Path) -> None:
-    """Remove the clones below `scratch` in which nothing runs, once keepers have ended what runs in the others."""
-    end = time.monotonic() + 2 * GRACE_SECONDS
-    remove_leftovers(scratch)
-    while any(scratch.glob("worker-*")) and time.monotonic() < end:
-        time.sleep(0.2)
-        remove_leftovers(scratch)
 
 
 def _on(node: str) -> Any:

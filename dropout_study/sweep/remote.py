@@ -9,7 +9,7 @@ push is what makes the variant done: a worker that dies before it is simply call
 import json
 import secrets
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from dropout_study.commands import DVC, output
@@ -177,6 +177,8 @@ def collect(repository: str, sweep: str, order: Sequence[str]) -> tuple[dict[str
         for key in pushed:
             output("git", "update-ref", "-d", f"{local}/{key}")
     refused = project.refusals(entries) | refused
+    if refused:  # so that a worker trains them again
+        output("git", "push", "--quiet", repository, *(f":{entry_ref(sweep, key)}" for key in refused))
     accepted = {key: entry for key, entry in entries.items() if key not in refused}
     project.take_in(accepted, pull=True)
     return accepted, refused
@@ -195,7 +197,7 @@ def _other_versions(versions: Mapping[str, str]) -> str | None:
     return f"it was trained with {', '.join(texts)}" if texts else None
 
 
-def forget(repository: str, sweep: str, keys: Iterable[str]) -> None:
+def forget(repository: str, sweep: str) -> None:
     """Remove the refs of a sweep from the repository."""
-    refs = [snapshot_ref(sweep), *(entry_ref(sweep, key) for key in keys)]
+    refs = [snapshot_ref(sweep), *(entry_ref(sweep, key) for key in trained(repository, sweep))]
     output("git", "push", "--quiet", repository, *(f":{ref}" for ref in refs))

@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -134,7 +135,7 @@ class Worker:
             self._stop = None
         cpu_seconds = usage.ru_utime + usage.ru_stime
         if status:
-            signalled = status in SIGNALLED or any(map(KILLED.search, last_lines))
+            signalled = status < 0 or status in SIGNALLED or any(map(KILLED.search, last_lines))
             return Outcome(None, [*last_lines], signalled, cpu_seconds)
         entry = lockfile.split((self.directory / LOCK).read_text(encoding="utf-8"))[stage_of(key)]
         return Outcome(entry, [*last_lines], cpu_seconds=cpu_seconds)
@@ -148,9 +149,9 @@ class Worker:
             stop()
 
     def remove(self) -> None:
-        """Remove the clone."""
-        shutil.rmtree(self.directory, ignore_errors=True)
+        """Remove the clone, if it is this worker's."""
         if self._held:
+            shutil.rmtree(self.directory, ignore_errors=True)
             lock_of(self.directory).unlink(missing_ok=True)
             self._held.close()
             self._held = None
@@ -190,4 +191,17 @@ def remove_leftovers(directory: Path) -> list[Path]:
         shutil.rmtree(clone, ignore_errors=True)
         lock.unlink(missing_ok=True)
         file.close()
+    return removed
+
+
+def clear(directory: Path) -> list[Path]:
+    """Remove and return the clones below `directory` whose driver was killed, once what runs there has ended.
+
+    Keepers take some seconds to end it. What still runs then is another's, and stays.
+    """
+    end = time.monotonic() + 2 * keeper.GRACE_SECONDS
+    removed = remove_leftovers(directory)
+    while any(directory.glob("worker-*.lock")) and time.monotonic() < end:
+        time.sleep(0.2)
+        removed += remove_leftovers(directory)
     return removed

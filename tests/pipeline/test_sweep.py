@@ -162,6 +162,54 @@ def test_killed_driver_leaves_nothing_running_and_nothing_is_lost(swept: Clone) 
     assert_nothing_left(swept)
 
 
+def test_sweep_started_again_at_once_after_its_driver_was_killed_trains_the_rest(swept: Clone) -> None:
+    """While the keepers of the first still end its trainings."""
+    (gates(swept) / "hold-sgd-0.0-0").touch()
+    (gates(swept) / "hold-sgd-0.5-0").touch()
+    sweep = sweeping(swept)
+    wait_until(lambda: len(started(swept)) == 2)
+
+    sweep.kill()
+    for gate in gates(swept).glob("hold-*"):
+        gate.unlink()
+    done = swept.run("dropout-study", "sweep", check=False)
+    sweep.communicate()
+
+    assert done.returncode == 0, done.stderr
+    assert swept.dvc("status") == "Data and pipelines are up to date.\n"
+    assert_nothing_left(swept)
+
+
+def test_sweep_replaces_a_stale_output_that_is_in_the_way(swept: Clone) -> None:
+    stale = swept.path / "metrics/history/sgd-0.0-0.csv"
+    stale.parent.mkdir(parents=True, exist_ok=True)
+    stale.write_text("of a run that was killed\n")
+
+    swept.run("dropout-study", "sweep")
+
+    assert stale.read_text().startswith("epoch,")
+    assert swept.dvc("status") == "Data and pipelines are up to date.\n"
+
+
+def test_training_whose_dvc_is_killed_ends_and_is_tried_again(swept: Clone) -> None:
+    (gates(swept) / "hold-sgd-0.0-0").touch()
+    sweep = sweeping(swept, "--workers", "1")
+    wait_until(lambda: started(swept) == ["sgd-0.0-0"])
+    commands = {pid: Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0") for pid in processes(swept)}
+    (dvc,) = (pid for pid, words in commands.items() if words[1:4] == [b"-m", b"dvc", b"repro"])
+    (training,) = (pid for pid, words in commands.items() if b"stages.train" in words)
+
+    os.kill(dvc, signal.SIGKILL)
+    wait_until(lambda: not Path(f"/proc/{training}").exists(), 30)
+    (gates(swept) / "hold-sgd-0.0-0").unlink()
+    printed, _ = sweep.communicate(timeout=90)
+
+    assert sweep.returncode == 0, printed
+    assert "sgd-0.0-0 waiting (killed, will be tried again)" in printed
+    assert started(swept).count("sgd-0.0-0") == 2
+    assert_nothing_left(swept)
+
+
 def test_killed_training_is_tried_again(swept: Clone) -> None:
     (gates(swept) / "hold-sgd-0.0-0").touch()
     sweep = sweeping(swept, "--workers", "1")

@@ -214,9 +214,9 @@ def test_slurm_script_of_the_document_trains_every_variant(sent: Sweep, tmp_path
     programs.mkdir()
     (programs / "sbatch").write_text(
         '#!/bin/sh\nlast=${1#--array=0-}; shift; script=$1; shift\nfor i in $(seq 0 "${last%%%*}"); do\n'
-        '  SLURM_ARRAY_TASK_ID=$i sh "$script" "$@" || exit 1\ndone\n'
+        '  SLURM_CPUS_PER_TASK=1 SLURM_ARRAY_TASK_ID=$i sh "$script" "$@" || exit 1\ndone\n'
     )
-    (programs / "srun").write_text('#!/bin/sh\nexec "$@"\n')
+    (programs / "srun").write_text('#!/bin/sh\n[ "$1" = --cpus-per-task=1 ] && shift && exec "$@"\n')
     for program in programs.iterdir():
         program.chmod(0o755)
     submit = f"PATH={programs}:$PATH sbatch --array=0-3%2 sweep.sbatch {sent.repository} {sent.name}"

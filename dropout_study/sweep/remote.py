@@ -72,7 +72,8 @@ class RemoteWorker(Worker):
         self.hold()
         self.directory.mkdir()
         self._git("init", "--quiet")
-        self._git("fetch", "--quiet", "--depth", "1", self.repository, snapshot_ref(self.sweep))
+        snapshot = snapshot_ref(self.sweep)
+        self.run("git", "fetch", "--quiet", "--depth", "1", self.repository, snapshot, variables=NOBODY)
         self._git("checkout", "--quiet", "--detach", "FETCH_HEAD")
         return self._git("log", "-1", "--format=%B").split()
 
@@ -104,7 +105,8 @@ class RemoteWorker(Worker):
         (self.directory / ".git/entry-index").unlink()
         commit = self._git("commit-tree", tree, "-m", key)
         if key not in trained(self.repository, self.sweep):
-            self._git("push", "--quiet", self.repository, f"{commit}:{entry_ref(self.sweep, key)}")
+            entry = f"{commit}:{entry_ref(self.sweep, key)}"
+            self.run("git", "push", "--quiet", self.repository, entry, variables=NOBODY)
 
 
 def persistently(action: Callable[[], object], what: str) -> None:

@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dropout_study.errors import StudyError
@@ -36,8 +36,12 @@ def output(*command: str, cwd: Path | None = None, variables: Mapping[str, str] 
     except FileNotFoundError:
         raise StudyError(f"{command[0]} is needed, and is not on PATH") from None
     except subprocess.CalledProcessError as error:
-        words = " ".join(word for word in command if word not in DVC[:2])
-        reasons = [line.removeprefix("ERROR: ") for line in error.stderr.splitlines() if line.startswith("ERROR: ")]
-        reason = "; ".join(reasons) or error.stderr.strip() or error.stdout.strip()
-        raise StudyError(f"`{words}` failed: {reason}") from None
+        raise failure(command, error.stderr.strip() or error.stdout.strip()) from None
     return done.stdout.rstrip("\n")
+
+
+def failure(command: Sequence[str], printed: str) -> StudyError:
+    """Return the error that says why a command failed: what DVC calls an error, else all that was printed."""
+    words = " ".join(word for word in command if word not in DVC[:2])
+    reasons = [line.removeprefix("ERROR: ") for line in printed.splitlines() if line.startswith("ERROR: ")]
+    return StudyError(f"`{words}` failed: {'; '.join(reasons) or printed}")

@@ -7,7 +7,9 @@ push is what makes the variant done: a worker that dies before it is simply call
 """
 
 import json
+import re
 import secrets
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -26,6 +28,7 @@ VERSIONS = "versions.json"
 PUSH_ATTEMPTS = 10
 FIRST_PAUSE_SECONDS = 2.0  # before a push is tried again; doubled each time, up to
 LONGEST_PAUSE_SECONDS = 60.0
+FULL = re.compile("No space left on device|disk is full")
 
 
 def snapshot_ref(sweep: str) -> str:
@@ -72,7 +75,8 @@ class RemoteWorker(Worker):
         self.hold()
         self.directory.mkdir()
         self._git("init", "--quiet")
-        self._git("fetch", "--quiet", "--depth", "1", self.repository, snapshot_ref(self.sweep))
+        snapshot = snapshot_ref(self.sweep)
+        self.run("git", "fetch", "--quiet", "--depth", "1", self.repository, snapshot, variables=NOBODY)
         self._git("checkout", "--quiet", "--detach", "FETCH_HEAD")
         return self._git("log", "-1", "--format=%B").split()
 
@@ -86,7 +90,10 @@ class RemoteWorker(Worker):
         self.dvc("pull", *DATA)
         outcome = self.train(key, on_line, "--pull")
         if outcome.entry is None:
-            raise StudyError(f"{key}: not trained; {outcome.last_lines[-1] if outcome.last_lines else 'no output'}")
+            # What the training says for itself; DVC's last line only has its exit status.
+            errors = [line for line in outcome.last_lines if line.startswith("error: ")]
+            reason = (errors or outcome.last_lines or ["no output"])[-1].removeprefix("error: ")
+            raise StudyError(f"{key}: not trained; {reason}")
         entry = outcome.entry
         persistently(lambda: self.dvc("push", "--run-cache", project.stage_of(key)), f"{key}: dvc push")
         persistently(lambda: self._push_entry(key, entry), f"{key}: git push")
@@ -104,7 +111,8 @@ class RemoteWorker(Worker):
         (self.directory / ".git/entry-index").unlink()
         commit = self._git("commit-tree", tree, "-m", key)
         if key not in trained(self.repository, self.sweep):
-            self._git("push", "--quiet", self.repository, f"{commit}:{entry_ref(self.sweep, key)}")
+            entry = f"{commit}:{entry_ref(self.sweep, key)}"
+            self.run("git", "push", "--quiet", self.repository, entry, variables=NOBODY)
 
 
 def persistently(action: Callable[[], object], what: str) -> None:
@@ -152,6 +160,10 @@ def work(
             return
         worker.deliver(key, (checkpoints or scratch / "checkpoints").resolve(), scratch / "logs", on_line)
         on_line(f"{key}  {TRAINED} and pushed")
+    except StudyError as error:
+        if FULL.search(str(error)):  # DVC does not say which disk it means
+            raise StudyError(f"{error}; {scratch} has {shutil.disk_usage(scratch).free >> 20} MiB left") from None
+        raise
     finally:
         worker.remove()
 

@@ -12,12 +12,12 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, NamedTuple
 
 from dropout_study import checkpoint, files
-from dropout_study.commands import DVC, environment, output
+from dropout_study.commands import DVC, environment, failure, output
 from dropout_study.sweep import keeper, lockfile
 from dropout_study.sweep.board import LAST_LINES
 from dropout_study.sweep.project import LOCK, stage_of
@@ -88,21 +88,48 @@ class Worker:
     def _variables(self) -> dict[str, str]:
         return {"DVC_SITE_CACHE_DIR": str(self.directory / ".dvc/tmp/site")}
 
-    def dvc(self, *arguments: str) -> str:
+    def dvc(self, *arguments: str) -> None:
         """Run `dvc` in the clone; raises `StudyError` if it fails."""
-        return output(*DVC, *arguments, cwd=self.directory, variables=self._variables())
+        self.run(*DVC, *arguments, variables=self._variables())
+
+    def run(self, *command: str, variables: Mapping[str, str]) -> None:
+        """Run a command in the clone that ends when this process does; raises `StudyError` if it fails."""
+        lines: list[str] = []
+        status, _ = self._run_kept(command, lines.append, variables)
+        if status:
+            raise failure(command, "\n".join(lines).strip())
 
     def train(self, key: str, on_line: Callable[[str], None], *options: str) -> Outcome:
         """Train the variant `key`, or take it from DVC's cache; `on_line` gets every line that is printed.
 
         `options` are those of `dvc repro`.
         """
-        assert self._held
         (self.directory / LOCK).write_text(self._lock, encoding="utf-8")
-        command = [sys.executable, keeper.__file__, *DVC, "repro", "--single-item", *options, stage_of(key)]
+        command = [*DVC, "repro", "--single-item", *options, stage_of(key)]
         variables = self._variables() | {checkpoint.ROOT_VARIABLE: str(self._checkpoints)}
+        last_lines: deque[str] = deque(maxlen=LAST_LINES)
+
+        def pass_on(line: str) -> None:
+            last_lines.append(line)
+            on_line(line)
+
+        status, cpu_seconds = self._run_kept(command, pass_on, variables)
+        if status:
+            signalled = status < 0 or status in SIGNALLED or any(map(KILLED.search, last_lines))
+            return Outcome(None, [*last_lines], signalled, cpu_seconds)
+        entry = lockfile.split((self.directory / LOCK).read_text(encoding="utf-8"))[stage_of(key)]
+        return Outcome(entry, [*last_lines], cpu_seconds=cpu_seconds)
+
+    def _run_kept(
+        self, command: Sequence[str], on_line: Callable[[str], None], variables: Mapping[str, str]
+    ) -> tuple[int, float]:
+        """Run a command under a keeper, which ends it when this process dies; return its exit status and CPU seconds.
+
+        The clone stays locked until all that it started has ended.
+        """
+        assert self._held
         process = subprocess.Popen(
-            command,
+            [sys.executable, keeper.__file__, *command],
             cwd=self.directory,
             env=environment(variables),
             stdin=subprocess.PIPE,
@@ -116,29 +143,22 @@ class Worker:
         )
         assert process.stdin
         self._stop = process.stdin.close
-        last_lines: deque[str] = deque(maxlen=LAST_LINES)
 
         def pass_on() -> None:
             for line in process.stdout or ():
-                last_lines.append(line.rstrip("\n"))
-                on_line(last_lines[-1])
+                on_line(line.rstrip("\n"))
 
         with process:
             try:
                 pass_on()
-            except BaseException:  # Ctrl-C, or an error of on_line: the training is not left alone
+            except BaseException:  # Ctrl-C, or an error of on_line: the command is not left alone
                 process.stdin.close()
                 pass_on()
                 raise
             _, wait_status, usage = os.wait4(process.pid, 0)
-            status = process.returncode = os.waitstatus_to_exitcode(wait_status)
+            process.returncode = os.waitstatus_to_exitcode(wait_status)
             self._stop = None
-        cpu_seconds = usage.ru_utime + usage.ru_stime
-        if status:
-            signalled = status < 0 or status in SIGNALLED or any(map(KILLED.search, last_lines))
-            return Outcome(None, [*last_lines], signalled, cpu_seconds)
-        entry = lockfile.split((self.directory / LOCK).read_text(encoding="utf-8"))[stage_of(key)]
-        return Outcome(entry, [*last_lines], cpu_seconds=cpu_seconds)
+        return process.returncode, usage.ru_utime + usage.ru_stime
 
     def _pin(self) -> None:
         os.sched_setaffinity(0, self.cores or ())

@@ -12,10 +12,12 @@ from typing import NamedTuple
 import pytest
 
 from dropout_study.sweep import ray_pool
-from tests.clones import Clone, copied, environment
+from tests.clones import Clone, environment
 from tests.sweeps import KEYS, gates, outputs, processes, started, wait_until
 
 pytestmark = pytest.mark.stress
+
+SITE = "DVC_SITE_CACHE_DIR"  # a worker has one in its clone; this one is for those that do not
 
 
 class Nodes(NamedTuple):
@@ -39,10 +41,11 @@ def nodes(tmp_path: Path) -> Iterator[Nodes]:
     token = tmp_path / "token"
     token.touch(mode=0o600)
     token.write_text(secrets.token_hex(32))
+    site = {SITE: str(tmp_path / "site")}
     variables = ray_pool.EVERYWHERE | ray_pool.LOOPBACK | {ray_pool.TOKEN_PATH: str(token)}
     process = subprocess.Popen(
         [sys.executable, str(Path(__file__).with_name("cluster.py"))],
-        env=environment(**variables),
+        env=environment(**variables, **site),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -77,6 +80,7 @@ class Swept(NamedTuple):
         assert self.clone.run("git", "ls-remote", str(self.repository), "refs/dropout-study/*").stdout == ""
         assert self.clone.run("git", "for-each-ref", "refs/dropout-study").stdout == ""
         assert not (self.clone.path / ray_pool.SENT).exists()
+        assert not (self.scratch.parent / "site").exists()
 
 
 @pytest.fixture
@@ -85,15 +89,6 @@ def project(swept: Clone, tmp_path: Path) -> Swept:
     swept.commit("a remote")
     swept.run("git", "init", "--quiet", "--bare", str(tmp_path / "repository.git"))
     return Swept(swept, tmp_path / "repository.git", tmp_path / "scratch")
-
-
-@pytest.fixture
-def expected(swept: Clone, tmp_path: Path) -> dict[str, bytes]:
-    """What a sequential run gives, without a trace in `gates`."""
-    with copied(swept, tmp_path / "sequential") as sequential:
-        sequential.repro()
-        (gates(swept) / "started").unlink()
-        return outputs(sequential)
 
 
 def ended(sweep: subprocess.Popen[str]) -> str:
@@ -208,4 +203,27 @@ def test_interrupt_ends_trainings_on_both_nodes(nodes: Nodes, project: Swept) ->
 
     assert sweep.returncode == 130, printed
     assert "interrupted; what is trained is kept, run the same command to resume" in printed
+    project.assert_nothing_left()
+
+
+def test_interrupt_during_a_push_leaves_no_ref(nodes: Nodes, project: Swept) -> None:
+    """The repository makes the push of an entry wait until the sweep is over."""
+    reached, over = project.repository / "reached", project.repository / "over"
+    hook = project.repository / "hooks/pre-receive"
+    hook.write_text(
+        f"#!/bin/sh\ngrep -q '^0\\{{40\\}} .*/trained/' || exit 0\n"
+        f"touch {reached}\nwhile [ ! -e {over} ]; do sleep 0.1; done\n"
+    )
+    hook.chmod(0o755)
+    for key in KEYS[1:]:
+        (gates(project.clone) / f"hold-{key}").touch()
+    sweep = project.start(nodes)
+    wait_until(reached.exists, 120)
+
+    sweep.send_signal(signal.SIGINT)
+    printed, _ = sweep.communicate(timeout=120)
+    over.touch()
+
+    assert sweep.returncode == 130, printed
+    wait_until(lambda: not processes(Clone(project.repository)), 30)
     project.assert_nothing_left()

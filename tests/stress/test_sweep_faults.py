@@ -67,7 +67,17 @@ class Server:
     def stop(self) -> None:
         if self.process:
             self.process.terminate()
+            self.process.send_signal(signal.SIGCONT)
             self.process.wait(timeout=20)
+
+    def pause(self) -> None:
+        """Take connections from now on, and answer none of them."""
+        assert self.process
+        self.process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        assert self.process
+        self.process.send_signal(signal.SIGCONT)
 
 
 @pytest.fixture
@@ -96,7 +106,8 @@ class Sweep(NamedTuple):
         return subprocess.Popen(
             [*command, *arguments],
             cwd=scratch,
-            env=environment(**self.variables),
+            # A clone has a site cache of its own; this one is for a worker that forgets it.
+            env=environment(**self.variables, DVC_SITE_CACHE_DIR=str(self.machines / "site")),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -115,6 +126,7 @@ class Sweep(NamedTuple):
     def assert_nothing_left(self) -> None:
         wait_until(lambda: not processes(Clone(self.machines)), 30)
         assert not list(self.machines.glob("*/worker-*"))
+        assert not (self.machines / "site").exists()
         assert self.refs() == []
         assert self.clone.run("git", "for-each-ref", "refs/dropout-study").stdout == ""
 
@@ -143,13 +155,11 @@ def by_path(swept: Clone, tmp_path: Path) -> Sweep:
     return send(swept, str(tmp_path / "repository.git"), tmp_path / "machines")
 
 
-@pytest.fixture
-def expected(swept: Clone, tmp_path: Path) -> dict[str, bytes]:
-    """What a sequential run gives, without a trace in `gates`."""
-    with copied(swept, tmp_path / "sequential") as sequential:
-        sequential.repro()
-        (gates(swept) / "started").unlink()
-        return outputs(sequential)
+def running(directory: Path, *words: str) -> bool:
+    """Return whether a process below `directory` has these words, one after another, in its command line."""
+    commands = [Path(f"/proc/{pid}/cmdline") for pid in processes(Clone(directory))]
+    pattern = "\0".join(words).encode()
+    return any(pattern in command.read_bytes() for command in commands if command.exists())
 
 
 def ended(worker: subprocess.Popen[str]) -> str:
@@ -190,6 +200,30 @@ def test_server_that_is_away_for_a_while_delays_a_worker(by_ssh: Sweep, server: 
     assert any(ref.endswith(KEYS[0]) for ref in by_ssh.refs())
 
 
+def test_worker_killed_during_its_push_leaves_nothing_running(
+    expected: dict[str, bytes], by_ssh: Sweep, server: Server
+) -> None:
+    """The server takes the connection of `dvc push` and then says nothing, as a machine that hangs does."""
+    gate = gates(by_ssh.clone) / f"hold-{KEYS[0]}"
+    gate.touch()
+    worker = by_ssh.worker("machine", KEYS[0])
+    wait_until(lambda: started(by_ssh.clone) == [KEYS[0]], 120)
+    server.pause()
+    gate.unlink()
+    wait_until(lambda: running(by_ssh.machines, "dvc", "push"), 60)
+
+    worker.kill()
+    worker.communicate()
+
+    wait_until(lambda: not processes(Clone(by_ssh.machines)), 30)
+    server.resume()
+    for key in KEYS:
+        ended(by_ssh.worker("machine", key))
+    by_ssh.collect()
+    assert outputs(by_ssh.clone) == expected
+    by_ssh.assert_nothing_left()
+
+
 def test_variant_given_to_two_workers_is_taken_in_once(by_path: Sweep) -> None:
     gate = gates(by_path.clone) / f"hold-{KEYS[0]}"
     gate.touch()
@@ -221,11 +255,59 @@ def test_full_disk_of_a_worker_is_named_and_the_next_call_succeeds(by_path: Swee
     again = ended(by_path.worker("small", KEYS[0]))
 
     assert full.returncode == 1
-    assert re.match("error: .*No space left on device", full.stderr, re.DOTALL), full.stderr
+    assert re.search(f"^error: .*(No space|is full).*; {scratch} has [0-4] MiB left", full.stderr, re.MULTILINE), (
+        full.stderr
+    )
     assert "Traceback" not in full.stderr
     assert [ref for ref in refs if not ref.endswith("/snapshot")] == []
     assert f"{KEYS[0]}  trained and pushed" in again
     assert not list(scratch.glob("worker-*"))
+
+
+def test_disk_that_fills_up_in_mid_training_is_named_and_the_next_call_there_succeeds(by_path: Sweep) -> None:
+    scratch = by_path.machines / "small"
+    scratch.mkdir(parents=True)
+    waits = gates(by_path.clone)
+    hold, full, freed = waits / f"hold-{KEYS[0]}", waits / "full", waits / "freed"
+    hold.touch()
+    worker = (
+        f"dropout-study sweep worker {by_path.repository} {by_path.name} {KEYS[0]} --scratch {scratch} "
+        f"--checkpoints {by_path.machines}/checkpoints"
+    )
+    script = (
+        f"mount -t tmpfs -o size=64m none {scratch}; {worker} & "
+        f"until [ -e {waits}/started ]; do sleep 0.1; done; cat /dev/zero > {scratch}/ballast || touch {full}; "
+        f"rm {hold}; wait $! && exit 9; rm {scratch}/ballast; ls {scratch} > {freed}; {worker}; ls {scratch}"
+    )
+
+    done = Clone(by_path.machines).run("unshare", "--mount", "sh", "-ec", script, check=False)
+
+    assert done.returncode == 0, done.stderr
+    assert full.exists()
+    message = f"^error: {KEYS[0]}: not trained; models/.*: No space left on device.*; {scratch} has 0 MiB left"
+    assert re.search(message, done.stderr, re.MULTILINE), done.stderr
+    assert "Traceback" not in done.stderr
+    assert f"{KEYS[0]}  trained and pushed" in done.stdout
+    assert "worker-" not in freed.read_text() + done.stdout.rpartition("pushed")[2]
+    assert started(by_path.clone) == [KEYS[0]] * 2
+
+
+def test_server_that_stays_away_fails_the_worker_which_leaves_nothing(by_ssh: Sweep, server: Server) -> None:
+    gate = gates(by_ssh.clone) / f"hold-{KEYS[0]}"
+    gate.touch()
+    worker = by_ssh.worker("machine", KEYS[0])
+    wait_until(lambda: started(by_ssh.clone) == [KEYS[0]], 120)
+    server.stop()
+    gate.unlink()
+
+    printed, _ = worker.communicate(timeout=600)
+
+    assert worker.returncode == 1
+    assert re.search("^error: `dvc push .*` failed: .*[Cc]onnect", printed, re.MULTILINE), printed
+    assert "Traceback" not in printed
+    assert not list(by_ssh.machines.glob("*/worker-*"))
+    server.start()
+    assert f"{KEYS[0]}  trained and pushed" in ended(by_ssh.worker("machine", KEYS[0]))
 
 
 def test_killed_training_resumes_on_another_machine_with_the_bytes_of_an_uninterrupted_run(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from dropout_study import files
 from dropout_study.devices import tensorflow_loading
-from dropout_study.errors import StudyError
+from dropout_study.errors import StudyError, printable
 from dropout_study.images import read_image
 
 MAX_MODEL_BYTES = 1_000_000_000  # of what is packed in a model file
@@ -52,11 +52,6 @@ class Model(NamedTuple):
     network: Any
     size: tuple[int, int]  # height, width
     classes: Sequence[str]
-
-
-def printable(text: object) -> str:
-    """Return `text` in one line that does nothing to a terminal: what cannot be printed is escaped as in Python."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
 
 
 def load_model(path: Path) -> Model:

@@ -1,7 +1,8 @@
 """Projects for tests of the sweep."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,13 @@ def untrained(tmp_path_factory: pytest.TempPathFactory) -> Clone:
     clone.repro("normalize")
     clone.commit("no variant is trained")
     return clone
+
+
+@pytest.fixture
+def clone_of(tmp_path: Path) -> Iterator[Callable[[Clone], Clone]]:
+    """Return a function that copies a clone, to be changed at will."""
+    with ExitStack() as copies:
+        yield lambda original: copies.enter_context(copied(original, tmp_path / "project"))
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import time
+import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from dropout_study import files
+from dropout_study.errors import StudyError
 from dropout_study.progress import say
 
 if TYPE_CHECKING:
@@ -101,11 +103,21 @@ class Checkpoints:
     def resume(self, network: "keras.Model", optimizer: "keras.Optimizer") -> Any:
         """Load the latest state into `network` and the built `optimizer`, and return its progress.
 
-        Returns None, and changes nothing, if there is no checkpoint.
+        Returns None, and changes nothing, if there is no checkpoint. Raises `StudyError`, and changes nothing, if it
+        has arrays of other shapes, which only another program can have written.
         """
         state = self.load()
         if state is None:
             return None
+        for name, arrays, variables in (
+            ("weights", state.weights, network.weights),
+            ("optimizer variables", state.optimizer, optimizer.variables),
+        ):
+            shapes, needed = [array.shape for array in arrays], [tuple(variable.shape) for variable in variables]
+            if shapes != needed:
+                raise StudyError(
+                    f"{self.latest}: its {name} have the shapes {shapes}, needed are {needed}; remove {self.directory}"
+                )
         self.epoch = state.epoch
         network.set_weights(state.weights)
         for variable, value in zip(optimizer.variables, state.optimizer, strict=True):
@@ -166,7 +178,8 @@ class Checkpoints:
                 content = str(error).encode()
             payload = content[DIGEST_BYTES:]
             if hashlib.sha256(payload).hexdigest().encode() == content[:DIGEST_BYTES]:
-                return _unpack(payload)
+                with suppress(Exception):  # whatever an archive with this hash, which is no secret, may hold
+                    return _unpack(payload)
             # The next save would replace the previous state, which is whole, with this one.
             path.unlink()
             say(f"warning: {path}: damaged and removed; resuming from the previous checkpoint, if there is one")
@@ -184,6 +197,9 @@ class Checkpoints:
 
 
 def _unpack(payload: bytes) -> State:
+    with zipfile.ZipFile(io.BytesIO(payload)) as archive:
+        if sum(member.file_size for member in archive.infolist()) > len(payload):
+            raise ValueError("compressed, which `save` never does: it may fill the memory")
     with np.load(io.BytesIO(payload), allow_pickle=False) as arrays:
         names = [name for name in arrays.files if name != "progress"]
         weights = [arrays[name] for name in names if name.startswith("weights_")]

@@ -13,7 +13,7 @@ import click
 from click.core import ParameterSource
 
 from dropout_study import files
-from dropout_study.errors import StudyError
+from dropout_study.errors import StudyError, printable
 
 # As in stages/__init__.py: Keras imports matplotlib, whose backend a notebook sets for its children.
 os.environ.pop("MPLBACKEND", None)
@@ -321,8 +321,8 @@ def predict(images: tuple[Path, ...], model_file: Path, as_json: bool) -> None:
     paths, passed_over = find_images(images)
     if passed_over:
         click.echo(f"other files in the directories, passed over: {passed_over}", err=True)
-    names = [prediction.printable(path) for path in paths]
-    classes = {name: prediction.printable(name) for name in model.classes}
+    names = [printable(path) for path in paths]
+    classes = {name: printable(name) for name in model.classes}
     name_width, class_width = max(map(len, names)), max(map(len, classes.values()))
     predictions = []
     for name, result in zip(names, prediction.predict(model, paths), strict=True):

@@ -19,6 +19,11 @@ class StudyError(Exception):
     """An error the user can fix; its message names the file or key, the value, what is allowed, and how to fix it."""
 
 
+def printable(text: object) -> str:
+    """Return `text` in one line that does nothing to a terminal: what cannot be printed is escaped as in Python."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+
+
 def run_stage(main: Callable[..., None], description: str, *arguments: str) -> None:
     """Run a stage's `main` as a command: `--help`, optional positional `arguments`, readable errors.
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from dropout_study.errors import StudyError
+from dropout_study.errors import StudyError, printable
 from dropout_study.progress import say
 
 SETTINGS = Path("params.yaml")
@@ -213,17 +213,35 @@ def write_blocks(path: Path, shape: tuple[int, ...], blocks: Iterable[np.ndarray
             raise ValueError(f"{path}: the blocks have {rows} of {shape[0]} rows")
 
 
-def read_array(path: Path) -> np.ndarray:
+def read_array(path: Path, shape: tuple[int | None, ...] | None = None) -> np.ndarray:
     """Return the array in the `.npy` file `path`, memory-mapped: read as it is used, shared by processes.
 
-    Raises `StudyError` if it is not there.
+    `shape` is what is needed, None any number. Raises `StudyError` if the file is not there, is no `.npy` file of
+    numbers (objects would be a pickle, which is code), is cut off, or has another shape.
     """
-    return np.load(_existing(path), mmap_mode="r", allow_pickle=False)
+    _existing(path)
+    way_out = "remove it; `dvc repro` restores it, or makes it again"
+    try:
+        array = np.lib.format.open_memmap(path, mode="r")
+        if array.dtype.kind not in "biuf":
+            raise ValueError(f"its values are of type {array.dtype}")
+    except (OSError, ValueError) as error:
+        raise StudyError(f"{path}: no array of numbers, or cut off ({printable(error)}); {way_out}") from None
+    needed = array.shape if shape is None else shape
+    pairs = zip(needed, array.shape, strict=False)
+    if len(needed) != array.ndim or any(count not in (None, size) for count, size in pairs):
+        text = str(needed).replace("None", "any")
+        raise StudyError(f"{path}: has shape {array.shape}, needed is {text}; {way_out}")
+    return array
 
 
 def read_part(directory: Path, part: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return the images and the labels of `part` ("train", "validation" or "test") in `directory`, memory-mapped."""
-    return read_array(images_file(directory, part)), read_array(labels_file(directory, part))
+    """Return the images, [N, H, W, C], and the labels, [N], of a part in `directory`, memory-mapped.
+
+    `part` is "train", "validation" or "test". Raises `StudyError` if the arrays have other shapes.
+    """
+    images = read_array(images_file(directory, part), (None,) * 4)
+    return images, read_array(labels_file(directory, part), (len(images),))
 
 
 def _existing(path: Path) -> Path:

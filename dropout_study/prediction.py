@@ -1,6 +1,7 @@
 """Images classified by a saved model, which is not trusted: no code in it is run."""
 
 import json
+import math
 import stat
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,13 +14,16 @@ import numpy as np
 
 from dropout_study import files
 from dropout_study.devices import tensorflow_loading
-from dropout_study.errors import StudyError
+from dropout_study.errors import StudyError, printable
 from dropout_study.images import read_image
 
 MAX_MODEL_BYTES = 1_000_000_000  # of what is packed in a model file
 MAX_JSON_BYTES = 10_000_000  # of each JSON file in a model file
 MAX_INPUT_PIXELS = 1024 * 1024  # of an image that a model takes
-BATCH_PIXELS = 256 * 64 * 64
+MAX_TENSOR = 2**27  # values of the largest tensor in a model that classifies one image: 0.5 GB
+BATCH_VALUES = 2**24  # values of the largest tensor of a batch; this study's network takes 256 images of 32 × 32 then
+MAX_BATCH = 256
+PRIME = 7919  # images that go through a sketch: the sizes of tensors of images, and hardly others, are multiples of it
 TOP = 3
 
 
@@ -51,12 +55,8 @@ class Model(NamedTuple):
     path: Path
     network: Any
     size: tuple[int, int]  # height, width
+    batch: int  # how many images it takes at once
     classes: Sequence[str]
-
-
-def printable(text: object) -> str:
-    """Return `text` in one line that does nothing to a terminal: what cannot be printed is escaped as in Python."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
 
 
 def load_model(path: Path) -> Model:
@@ -69,12 +69,12 @@ def load_model(path: Path) -> Model:
     try:
         if not stat.S_ISREG(path.stat().st_mode) or path.suffix != ".keras":
             raise StudyError("a model is a file with a name that ends in .keras, as Keras 3 saves it")
-        metadata = _check_content(path)
+        config, metadata = _read_content(path)
         with tensorflow_loading():
             import keras
 
+            size, count, batch = _check_sizes(config)
             network = keras.models.load_model(path, compile=False, safe_mode=True)
-        size, count = _check_shapes(network)
         classes = metadata.get("classes", [str(i) for i in range(count)])
         if not (isinstance(classes, list) and len(classes) == count and all(isinstance(name, str) for name in classes)):
             raise StudyError(f"`classes` in its metadata.json must be a list of {count} names, or absent")
@@ -91,11 +91,11 @@ def load_model(path: Path) -> Model:
     except Exception as error:  # a damaged file fails wherever it happens to be damaged
         why = "it holds code (a Lambda layer?), which is not run" if "safe_mode" in str(error) else _one_line(error)
         raise StudyError(f"{printable(path)}: cannot be loaded as a Keras model: {why}") from error
-    return Model(path, network, size, classes)
+    return Model(path, network, size, batch, classes)
 
 
-def _check_content(path: Path) -> dict[str, Any]:
-    """Return a model's metadata; raise `StudyError` if the file would take too much memory."""
+def _read_content(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return a model's configuration and metadata; raise `StudyError` if the file is too large when unpacked."""
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
         texts = [member.file_size for member in members if member.filename.endswith(".json")]
@@ -104,15 +104,36 @@ def _check_content(path: Path) -> dict[str, Any]:
                 f"too large when unpacked: more than {MAX_MODEL_BYTES:,} bytes, or a JSON file of more "
                 f"than {MAX_JSON_BYTES:,}"
             )
-        json.loads(archive.read("config.json"), object_hook=_check_input)  # first: layers are made as large as it says
-        return dict(json.loads(archive.read("metadata.json")))
+        return dict(json.loads(archive.read("config.json"))), dict(json.loads(archive.read("metadata.json")))
 
 
-def _check_input(part: dict[str, Any]) -> dict[str, Any]:
-    match part.get("batch_shape") or part.get("build_input_shape"):
-        case [_, int(height), int(width), *_] if height * width > MAX_INPUT_PIXELS:
-            raise StudyError(f"takes images of {height} × {width} pixels; at most {MAX_INPUT_PIXELS:,} are allowed")
-    return part
+def _check_sizes(config: dict[str, Any]) -> tuple[tuple[int, int], int, int]:
+    """Return the size of the images that a model takes, the number of its classes, and how many images it may take.
+
+    The model is only sketched: its variables have shapes and no values, and images go through it in a graph that is not
+    run. Raises `StudyError` if the real model would take too much memory, or takes or gives other things.
+    """
+    import keras
+    import tensorflow as tf
+
+    try:
+        with tf.Graph().as_default() as graph, keras.StatelessScope(initialize_variables=False):
+            sketch = keras.saving.deserialize_keras_object(config, safe_mode=True)
+            size, count = _check_shapes(sketch)
+            sketch(tf.zeros((PRIME, *size, 3)), training=False)
+        variables = sum(math.prod(variable.shape) for variable in sketch.variables)
+        tensors = [tensor for operation in graph.get_operations() for tensor in operation.outputs]
+        values = [tensor.shape.num_elements() or 0 for tensor in tensors]
+        of_one_image = max(value // PRIME for value in values if value % PRIME == 0)
+        largest = max([of_one_image, *(value for value in values if value % PRIME)])
+    finally:
+        keras.utils.clear_session()  # else Keras would give the variables their values at the next opportunity
+    if 4 * variables > MAX_MODEL_BYTES or largest > MAX_TENSOR:
+        raise StudyError(
+            f"too large: it has {variables:,} weights, and a tensor of {largest:,} values for one image; at most "
+            f"{MAX_MODEL_BYTES // 4:,} and {MAX_TENSOR:,} are allowed"
+        )
+    return size, count, min(MAX_BATCH, max(1, BATCH_VALUES // of_one_image))
 
 
 def _check_shapes(network: Any) -> tuple[tuple[int, int], int]:
@@ -133,9 +154,8 @@ def predict(model: Model, paths: Iterable[Path]) -> Iterator[Prediction]:
     Raises `StudyError` if the model fails on an image, or if its outputs are no probabilities: not finite, outside
     [0, 1], or with a sum that is not within 0.001 of 1.
     """
-    height, width = model.size
     paths = iter(paths)
-    while batch := list(islice(paths, max(1, BATCH_PIXELS // max(height * width, 64 * 64)))):
+    while batch := list(islice(paths, model.batch)):
         images: dict[int, np.ndarray] = {}
         errors: dict[int, str] = {}
         for i, path in enumerate(batch):

@@ -6,6 +6,7 @@ for eight and the second of two equal keys without a word, where DVC takes a num
 
 import difflib
 import math
+import reprlib
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
@@ -13,12 +14,11 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, field_validator
 from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from dropout_study import files
 from dropout_study.architecture import is_pooled
 from dropout_study.datasets import DATASETS
-from dropout_study.errors import StudyError
+from dropout_study.errors import StudyError, printable
 
 
 class Variant(NamedTuple):
@@ -57,10 +57,12 @@ def _place(value: Any) -> str:
     return value
 
 
+LONGEST_SHOWN = 60  # characters of a value or a key in an error
+
 Item = TypeVar("Item")
 Several = Annotated[list[Item], Field(min_length=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=10**9)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Optimizer = Literal["sgd", "adadelta", "adam"]
 
@@ -122,9 +124,11 @@ class Study(_Section):
     @field_validator("optimizers", "dropouts", "seeds")
     @classmethod
     def _distinct(cls, values: list[Any]) -> list[Any]:
-        for i, value in enumerate(values):
-            if value in values[:i]:
+        before = set()
+        for value in values:
+            if value in before:
                 raise ValueError(f"duplicate value {value}")
+            before.add(value)
         return values
 
 
@@ -194,10 +198,11 @@ def load_settings(path: Path = files.SETTINGS) -> Settings:
         ) from None
     except OSError as error:
         raise StudyError(f"{path}: cannot be read: {error.strerror}") from None
-    except (YAMLError, ValueError) as error:
-        raise StudyError(f"{path}: not valid YAML: {error}") from None
+    except Exception as error:  # the parser raises whatever it meets in a tag without its value, or in deep nesting
+        why = "\n".join(map(printable, str(error).splitlines()))
+        raise StudyError(f"{path}: not valid YAML: {why or type(error).__name__}") from None
     if not isinstance(raw, dict):
-        raise StudyError(f"{path}: expected settings by name, as in presets/quick.yaml, found {raw!r}")
+        raise StudyError(f"{path}: expected settings by name, as in presets/quick.yaml, found {_shown(raw)}")
     try:
         settings = Settings.model_validate(raw)
     except ValidationError as error:
@@ -245,7 +250,8 @@ def _contradictions(settings: Settings) -> list[str]:
 def _explain(details: ErrorDetails) -> str:
     """Return one line for one of pydantic's errors: the key, its value, what is allowed."""
     location = details["loc"]
-    key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
+    key = "".join(f"[{part}]" if isinstance(part, int) else f".{_shortened(printable(part))}" for part in location)
+    key = key.lstrip(".")
     match details["type"]:
         case "missing":
             return f"{key}: missing; presets/quick.yaml shows every key"
@@ -257,6 +263,8 @@ def _explain(details: ErrorDetails) -> str:
             near = difflib.get_close_matches(str(location[-1]), keys, n=1)
             hint = f"did you mean {near[0]}?" if near else f"allowed here: {', '.join(keys)}"
             return f"{key}: unknown key; {hint}"
+        case "invalid_key":
+            return f"{key}: no name of a setting, which is text"
         case "value_error":
             allowed = str(details["ctx"]["error"])
         case "model_type" | "model_attributes_type":
@@ -275,5 +283,13 @@ def _explain(details: ErrorDetails) -> str:
 
 
 def _shown(value: Any) -> str:
-    text = str(value) if isinstance(value, int | float) and not isinstance(value, bool) else repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    if isinstance(value, str):
+        return _shortened(repr(value))
+    try:
+        return _shortened(reprlib.repr(value))  # anchors make lists of lists that, written out, are larger than memory
+    except ValueError:
+        return "a number of thousands of digits"
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= LONGEST_SHOWN else f"{text[: LONGEST_SHOWN - 3]}..."

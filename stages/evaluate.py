@@ -12,12 +12,12 @@ def main() -> None:
     stale = results.remove_stale_files([variant.key for variant in settings.variants])
     if stale:
         say(f"removed, of variants that are no longer in {files.SETTINGS}: {', '.join(map(str, stale))}")
-    labels = files.read_array(files.labels_file(files.NORMALIZED, "test"))
+    labels = files.read_array(files.labels_file(files.NORMALIZED, "test"), (None,))
     classes = files.read_json(files.CLASSES)
     rows, scores, provenances = [], {}, {}
     for variant in settings.variants:
         history = results.read_history(files.history_file(variant.key))
-        predictions = files.read_array(files.predictions_file(variant.key))
+        predictions = files.read_array(files.predictions_file(variant.key), (len(labels), len(classes)))
         scores[variant.key] = results.image_scores(predictions, labels)
         rows.append(results.make_result(variant, history, scores[variant.key]))
         provenances[variant.key] = files.read_json(files.provenance_file(variant.key))

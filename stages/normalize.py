@@ -11,8 +11,9 @@ from dropout_study.settings import load_settings
 def main() -> None:
     """Write data/normalized/ and metrics/normalization.json."""
     settings = load_settings().normalize
-    images = {part: files.read_array(files.images_file(files.RAW, part)) for part in ("train", "test")}
-    labels = {part: files.read_array(files.labels_file(files.RAW, part)) for part in ("train", "test")}
+    images, labels = {}, {}
+    for part in ("train", "test"):
+        images[part], labels[part] = files.read_part(files.RAW, part)
     in_use = labels["train"][: settings.train_size]
     train, held_out = normalization.hold_out(in_use, settings.validation, settings.seed)
     test = np.arange(len(labels["test"]))

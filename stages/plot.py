@@ -17,7 +17,7 @@ def main() -> None:
     dataset = load_settings().dataset
     files.write_bytes(files.VEGA, vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", VEGA_LITE).encode())
     transform = files.read_json(files.STATISTICS)
-    counts = files.read_array(files.PIXEL_COUNTS)
+    counts = files.read_array(files.PIXEL_COUNTS, (256, 3))
     pixels = page_tables.pixel_rows(counts, transform["scale"], transform["offset"], transform["method"])
     files.write_csv(files.PIXELS, page_tables.PIXEL_COLUMNS, rounded(pixels))
 
@@ -29,21 +29,20 @@ def main() -> None:
     summary = page_tables.summary_rows(report.studied(dataset, results), paragraph)
     files.write_csv(files.SUMMARY, page_tables.SUMMARY_COLUMNS, summary)
 
-    images, labels = (
-        {part: files.read_array(of(files.RAW, part)) for part in ("train", "test")}
-        for of in (files.images_file, files.labels_file)
-    )
+    images, labels = {}, {}
+    for part in ("train", "test"):
+        images[part], labels[part] = files.read_part(files.RAW, part)
     shown = list(figures.SAMPLES)
     cells = files.read_csv(files.CONFUSION)
     confusion = [(cell["actual"], cell["predicted"], int(cell["images"])) for cell in cells]
     best = cells[0]["variant"]
-    probabilities = np.exp(files.read_array(files.predictions_file(best)))
+    log_probabilities = files.read_array(files.predictions_file(best), (len(labels["test"]), len(classes)))
     pictures = {
         "samples": figures.samples(images["train"][shown], [classes[i] for i in labels["train"][shown]], dataset),
         "accuracy": figures.by_dropout(rates, results, "test_accuracy"),
         "loss": figures.by_dropout(rates, results, "test_loss"),
         "confusion": figures.confusion(confusion, best),
-        "mistakes": figures.mistakes_of(best, classes, images["test"], labels["test"], probabilities),
+        "mistakes": figures.mistakes_of(best, classes, images["test"], labels["test"], np.exp(log_probabilities)),
         **figures.of_optimizers(rates, results, histories, read_reliability()),
     }
     for name, figure in pictures.items():

@@ -3,6 +3,7 @@
 import shutil
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,13 @@ def untrained(tmp_path_factory: pytest.TempPathFactory) -> Clone:
     clone.repro("normalize")
     clone.commit("no variant is trained")
     return clone
+
+
+@pytest.fixture
+def clone_of(tmp_path: Path) -> Iterator[Callable[[Clone], Clone]]:
+    """Return a function that copies a clone, to be changed at will."""
+    with ExitStack() as copies:
+        yield lambda original: copies.enter_context(copied(original, tmp_path / "project"))
 
 
 @pytest.fixture

@@ -157,7 +157,7 @@ def test_readme_is_short() -> None:
     assert len(README.splitlines()) <= 180
 
 
-@pytest.mark.parametrize("document", [*DOCUMENTS, "CHANGELOG.md"])
+@pytest.mark.parametrize("document", [*DOCUMENTS, "CHANGELOG.md", "SECURITY.md"])
 def test_links_exist(document: str) -> None:
     path = PROJECT / document
     text = path.read_text()
@@ -167,7 +167,7 @@ def test_links_exist(document: str) -> None:
     }
 
     for target in re.findall(r"\]\(([^)#:]+)\)", text):
-        if not target.startswith("../../actions/"):  # GitHub's own page of the workflow
+        if not target.startswith(("../../actions/", "../../security/")):  # GitHub's own pages of the repository
             assert (path.parent / target).exists(), target
     for anchor in re.findall(r"\]\(#([^)]+)\)", text):
         assert anchor in anchors

@@ -1,8 +1,11 @@
 """Image files of every kind, and what only looks like one."""
 
 import io
+import json
 import os
 import struct
+import subprocess
+import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +17,8 @@ from PIL import Image, ImageOps
 from dropout_study import images
 from dropout_study.errors import StudyError
 from dropout_study.images import find_images, read_image
+from tests import mutated_images
+from tests.clones import PROJECT
 
 SIZE = (16, 16)
 
@@ -212,6 +217,26 @@ def test_read_image_leaves_libtiffs_messages_out(
         pixels(tmp_path / "cut.tiff")
 
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    "seed",
+    [
+        pytest.param(13, id="13"),
+        *(pytest.param(seed, id=str(seed), marks=pytest.mark.stress) for seed in range(100, 120)),
+    ],
+)
+def test_read_image_reads_or_refuses_10_000_damaged_files(seed: int) -> None:
+    command = [sys.executable, "-m", "tests.mutated_images", "--seed", str(seed), "--count", "10000"]
+
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
+
+    assert done.returncode == 0, f"{' '.join(command)}\n{done.stderr}"
+    report = json.loads(done.stdout)
+    outcomes = report["outcomes"]
+    assert sum(outcomes.values()) == 10_000
+    assert report["megabytes"] < 1_000
+    assert len(outcomes) == 2 * len(mutated_images.MODES)  # some of every format are read, some refused
 
 
 def test_find_images_takes_files_by_suffix_from_directories(tmp_path: Path) -> None:

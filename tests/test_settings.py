@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,7 @@ BAD = [
     ("normalize__method", "z", "normalize.method = 'z': must be 'standardize' or 'minmax'"),
     ("network__filters", [8] * 6, "network.filters = [8, 8, 8, 8, 8, 8]: pooling halves the image 5 times"),
     ("network__filters", [0], "network.filters[0] = 0: must be greater than or equal to 1"),
+    ("network__filters", [10**10], "network.filters[0] = 10000000000: must be less than or equal to 1000000000"),
     ("network__first_activation", "tanh", "network.first_activation = 'tanh': must be 'relu' or 'linear'"),
     ("download__sha256", "c4a3", "download.sha256 = 'c4a3': expected 64 lower-case hexadecimal digits"),
     ("download__urls", ["ftp://x"], "download.urls[0] = 'ftp://x': a place to download from starts with"),
@@ -181,6 +183,42 @@ def test_load_settings_refuses_a_number_of_five_thousand_digits(tmp_path: Path) 
 
     with pytest.raises(StudyError, match="not valid YAML"):
         load_settings(path)
+
+
+def test_load_settings_shows_little_of_a_value_that_anchors_make_giant(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    lists = [f"- &{name} [{', '.join([before] * 10)}]\n" for before, name in pairwise(["x", *"abcdefghijklmno"])]
+    lists = [line.replace("[", "[*").replace(", ", ", *") if i else line for i, line in enumerate(lists)]
+    path.write_text("".join(lists))
+
+    with pytest.raises(StudyError) as error:
+        load_settings(path)
+
+    assert str(error.value).startswith(
+        f"{path}: expected settings by name, as in presets/quick.yaml, found [['x', 'x',"
+    )
+    assert len(str(error.value)) < len(str(path)) + 200
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ('"ep\\e[31mo\\nchs": 1', r"ep\x1b[31mo\nchs: unknown key"),
+        ('"\\e[31m": 1\n"\\e[31m": 2', r'found duplicate key "\x1b[31m"'),
+        ('"\\e[31m"', r"found '\x1b[31m'"),
+        (f"{'x' * 200}: 1", f"{'x' * 57}...: unknown key"),
+        ("3: 1", "[3]: no name of a setting, which is text"),
+    ],
+)
+def test_load_settings_shows_keys_that_do_nothing_to_a_terminal(tmp_path: Path, text: str, shown: str) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(text)
+
+    with pytest.raises(StudyError) as error:
+        load_settings(path)
+
+    assert shown in str(error.value)
+    assert all(line.isprintable() for line in str(error.value).splitlines())
 
 
 def test_load_settings_refuses_a_directory(tmp_path: Path) -> None:

@@ -1,0 +1,140 @@
+"""The nastiest settings through the real `dvc` and the real sweep: no shell ever sees them."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from dropout_study.settings import load_settings
+from tests.clones import PROJECT, Clone, stages_run
+
+pytestmark = pytest.mark.pipeline
+
+RATES = {"sgd": 0.01, "adadelta": 1.0, "adam": 0.001}
+NASTY: dict[str, dict[str, Any]] = {
+    # With a learning rate of that name, DVC finds every parameter of the stage, and runs its command.
+    "optimizer": {
+        "study__optimizers": ["$(touch PWNED)"],
+        "train__learning_rate": {**RATES, "$(touch PWNED)": 0.01},
+    },
+    "optimizer of two lines": {
+        "study__optimizers": ["sgd\ntouch PWNED\n"],
+        "train__learning_rate": {**RATES, "sgd\ntouch PWNED\n": 0.01},
+    },
+    "rate": {"study__dropouts": ["`touch PWNED`"]},
+    "seed": {"study__seeds": ["0; touch PWNED #", "${study.dropouts}"]},
+    "mapping": {"study__seeds": [{"$(touch PWNED)": "; touch PWNED"}]},
+    "learning rate": {"train__learning_rate": {**RATES, "sgd": "$(touch PWNED)", "`touch PWNED`": 1}},
+}
+
+
+def pwned(clone: Clone) -> list[Path]:
+    return [*clone.path.parent.rglob("PWNED*")]
+
+
+def test_dvc_yaml_has_no_interpolation_in_any_command() -> None:
+    stages = YAML(typ="safe").load(PROJECT / "dvc.yaml")["stages"]
+
+    assert all(re.fullmatch(r"python -m stages\.[a-z]+", stage["cmd"]) for stage in stages.values())
+
+
+@pytest.mark.parametrize("case", NASTY)
+def test_no_command_runs_what_settings_say(untrained: Clone, clone_of: Callable[[Clone], Clone], case: str) -> None:
+    clone = clone_of(untrained)
+    clone.change(**NASTY[case])
+
+    checked = clone.run("dropout-study", "check", check=False)
+    swept = clone.run("dropout-study", "sweep", check=False)
+    reproduced = clone.run("dvc", "repro", check=False)
+
+    assert (checked.returncode, swept.returncode) == (1, 1)
+    assert checked.stderr.startswith("error: params.yaml: ")
+    assert swept.stderr == checked.stderr
+    assert swept.stdout == ""
+    assert reproduced.returncode != 0
+    assert [name.partition("@")[0] for name in stages_run(reproduced.stdout)] == ["train"]  # whose command refused them
+    assert "Traceback" not in checked.stderr + reproduced.stderr
+    assert pwned(clone) == []
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "study.optimizers=['$(touch PWNED)']",
+        "study.dropouts=['`touch PWNED`']",
+        "study.seeds=['0; touch PWNED']",
+        "train.learning_rate={'$(touch PWNED)': 1}",
+    ],
+)
+def test_exp_run_runs_no_command_of_an_override(
+    untrained: Clone, clone_of: Callable[[Clone], Clone], override: str
+) -> None:
+    clone = clone_of(untrained)
+
+    done = clone.run("dvc", "exp", "run", "-S", override, check=False)
+
+    assert done.returncode != 0
+    assert "touch PWNED" in done.stdout + done.stderr
+    assert pwned(clone) == []
+
+
+def test_check_refuses_settings_by_which_dvc_would_remove_a_file(
+    untrained: Clone, clone_of: Callable[[Clone], Clone]
+) -> None:
+    clone = clone_of(untrained)
+    victim = clone.path / "victim-0.0-0.keras"
+    victim.touch()
+    clone.change(
+        study__optimizers=["../../victim"],
+        study__dropouts=[0.0],
+        train__learning_rate={**RATES, "../../victim": 1},
+    )
+
+    checked = clone.run("dropout-study", "check", check=False)
+
+    assert "study.optimizers[0] = '../../victim': must be 'sgd'" in checked.stderr
+    assert victim.exists()
+
+    # What SECURITY.md says of whoever does not check: outputs are removed before a stage runs.
+    clone.run("dvc", "repro", check=False)
+
+    assert not victim.exists()
+
+
+@pytest.mark.parametrize("encoding", ["a byte-order mark", "CRLF", "both"])
+def test_settings_in_another_encoding_are_the_same_settings(clone: Clone, encoding: str) -> None:
+    path = clone.path / "params.yaml"
+    before = load_settings(path)
+    text = path.read_text(encoding="utf-8")
+    if encoding != "a byte-order mark":
+        text = text.replace("\n", "\r\n")
+    if encoding != "CRLF":
+        text = f"\ufeff{text}"
+    path.write_bytes(text.encode())
+
+    assert clone.run("dropout-study", "check").stdout.startswith("params.yaml: valid. ")
+    assert load_settings(path) == before
+    assert clone.repro() == []
+
+
+@pytest.mark.parametrize("encoding", ["tabs", "UTF-16", "Latin-1"])
+def test_settings_that_dvc_cannot_read_are_refused(clone: Clone, encoding: str) -> None:
+    path = clone.path / "params.yaml"
+    text = path.read_text(encoding="utf-8")
+    contents = {
+        "tabs": text.replace("  ", "\t").encode(),
+        "UTF-16": text.encode("utf-16"),
+        "Latin-1": f"{text}# é\n".encode("latin-1"),
+    }
+    path.write_bytes(contents[encoding])
+
+    checked = clone.run("dropout-study", "check", check=False)
+    reproduced = clone.run("dvc", "repro", check=False)
+
+    assert checked.returncode == 1
+    assert checked.stderr.startswith("error: params.yaml: not valid YAML: ")
+    assert reproduced.returncode != 0
+    assert stages_run(reproduced.stdout) == []

@@ -235,7 +235,7 @@ def test_read_image_reads_or_refuses_10_000_damaged_files(seed: int) -> None:
     report = json.loads(done.stdout)
     outcomes = report["outcomes"]
     assert sum(outcomes.values()) == 10_000
-    assert report["megabytes"] < 1_000
+    assert report["megabytes"] < 1_500  # an image of 51 million pixels, in three or four forms
     assert len(outcomes) == 2 * len(mutated_images.MODES)  # some of every format are read, some refused
 
 

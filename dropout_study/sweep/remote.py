@@ -7,7 +7,6 @@ push is what makes the variant done: a worker that dies before it is simply call
 """
 
 import json
-import re
 import secrets
 import shutil
 import time
@@ -28,7 +27,7 @@ VERSIONS = "versions.json"
 PUSH_ATTEMPTS = 10
 FIRST_PAUSE_SECONDS = 2.0  # before a push is tried again; doubled each time, up to
 LONGEST_PAUSE_SECONDS = 60.0
-FULL = re.compile("No space left on device|disk is full")
+FULL_MEBIBYTES = 16  # a scratch directory with less left has no room for a clone
 
 
 def snapshot_ref(sweep: str) -> str:
@@ -161,8 +160,9 @@ def work(
         worker.deliver(key, (checkpoints or scratch / "checkpoints").resolve(), scratch / "logs", on_line)
         on_line(f"{key}  {TRAINED} and pushed")
     except StudyError as error:
-        if FULL.search(str(error)):  # DVC does not say which disk it means
-            raise StudyError(f"{error}; {scratch} has {shutil.disk_usage(scratch).free >> 20} MiB left") from None
+        left = shutil.disk_usage(scratch).free >> 20
+        if left < FULL_MEBIBYTES:  # Git and DVC put that in many words, and do not say which disk they mean
+            raise StudyError(f"{error}; {scratch} has {left} MiB left") from None
         raise
     finally:
         worker.remove()

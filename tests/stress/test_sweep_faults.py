@@ -241,11 +241,12 @@ def test_variant_given_to_two_workers_is_taken_in_once(by_path: Sweep) -> None:
     by_path.assert_nothing_left()
 
 
-def test_full_disk_of_a_worker_is_named_and_the_next_call_succeeds(by_path: Sweep) -> None:
+@pytest.mark.parametrize("mebibytes", [1, 4, 5, 6])  # where it fails differs, and what Git or DVC says of it
+def test_full_disk_of_a_worker_is_named_and_the_next_call_succeeds(by_path: Sweep, mebibytes: int) -> None:
     scratch = by_path.machines / "small"
     scratch.mkdir(parents=True)
     script = (
-        f"mount -t tmpfs -o size=4m none {scratch}; "
+        f"mount -t tmpfs -o size={mebibytes}m none {scratch}; "
         f"dropout-study sweep worker {by_path.repository} {by_path.name} {KEYS[0]} --scratch {scratch}"
     )
     namespace = ("unshare", "--user", "--map-root-user", "--mount", "sh", "-ec")
@@ -255,9 +256,7 @@ def test_full_disk_of_a_worker_is_named_and_the_next_call_succeeds(by_path: Swee
     again = ended(by_path.worker("small", KEYS[0]))
 
     assert full.returncode == 1
-    assert re.search(f"^error: .*(No space|is full).*; {scratch} has [0-4] MiB left", full.stderr, re.MULTILINE), (
-        full.stderr
-    )
+    assert re.match(f"error: .*; {scratch} has [0-6] MiB left$", full.stderr, re.DOTALL), full.stderr
     assert "Traceback" not in full.stderr
     assert [ref for ref in refs if not ref.endswith("/snapshot")] == []
     assert f"{KEYS[0]}  trained and pushed" in again

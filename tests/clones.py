@@ -62,6 +62,18 @@ class Clone:
             pytest.fail(f"{' '.join(command)} failed:\n{done.stdout}\n{done.stderr}", pytrace=False)
         return done
 
+    def start(self, *command: str, **variables: str) -> subprocess.Popen[str]:
+        """Start a command in the clone, in a process group of its own; what it prints, errors too, is one stream."""
+        return subprocess.Popen(
+            command,
+            cwd=self.path,
+            env=environment(**variables),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
     def dvc(self, *arguments: str, check: bool = True) -> str:
         """Run `dvc` and return what it printed."""
         return self.run("dvc", *arguments, check=check).stdout
@@ -90,6 +102,13 @@ class Clone:
         metrics = self.path / "metrics"
         files = [metrics / "study.csv", metrics / "evaluation.json", *sorted((metrics / "plots").iterdir())]
         return {str(path.relative_to(self.path)): path.read_bytes() for path in files}
+
+
+def finish(process: subprocess.Popen[str], seconds: float = 120) -> str:
+    """Wait for the end of a process that `start` returned, which has to be a good one; return what it printed."""
+    printed, _ = process.communicate(timeout=seconds)
+    assert process.returncode == 0, printed
+    return printed
 
 
 @contextmanager

@@ -41,6 +41,28 @@ def gates(clone: Clone) -> Path:
     return clone.path.parent / "gates"
 
 
+def release(clone: Clone) -> None:
+    """Let all trainings that wait go on."""
+    for gate in gates(clone).glob("hold-*"):
+        gate.unlink()
+
+
+def share(clone: Clone, directory: Path) -> Path:
+    """Give the clone a DVC remote below `directory`, and make a Git repository there, which is returned."""
+    clone.dvc("remote", "add", "--default", "shared", str(directory / "remote"))
+    clone.commit("a remote")
+    repository = directory / "repository.git"
+    clone.run("git", "init", "--quiet", "--bare", str(repository))
+    return repository
+
+
+def set_hook(repository: Path, script: str) -> None:
+    """Have a Git repository run a shell script before it takes a push; refs come on standard input."""
+    hook = repository / "hooks/pre-receive"
+    hook.write_text(f"#!/bin/sh\n{script}")
+    hook.chmod(0o755)
+
+
 def started(clone: Clone) -> list[str]:
     """Return the variants whose training has been started, in order."""
     log = gates(clone) / "started"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.clones import FAKE_TRAINER, Clone, copied, environment, small_project
+from tests.clones import FAKE_TRAINER, Clone, copied, small_project
 from tests.sweeps import outputs, processes, wait_until
 
 pytestmark = pytest.mark.pipeline
@@ -37,19 +37,6 @@ def expected(fresh: Clone, tmp_path_factory: pytest.TempPathFactory) -> dict[str
         return outputs(clone)
 
 
-def repro(clone: Clone) -> subprocess.Popen[str]:
-    """Start `dvc repro` in a process group of its own."""
-    return subprocess.Popen(
-        ["dvc", "repro"],
-        cwd=clone.path,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-
-
 def survive(fresh: Clone, expected: dict[str, bytes], directory: Path, kills: int) -> None:
     """Kill the process group of `dvc repro` at `kills` random moments; a new one resumes each time.
 
@@ -63,7 +50,7 @@ def survive(fresh: Clone, expected: dict[str, bytes], directory: Path, kills: in
         projects += 1
         with copied(fresh, directory / f"project-{projects}") as clone:
             while True:
-                process = repro(clone)
+                process = clone.start("dvc", "repro")
                 try:
                     printed, _ = process.communicate(
                         timeout=moments.uniform(0, LONGEST_SECONDS) if killed < kills else None
@@ -102,7 +89,7 @@ def test_repro_whose_stage_is_killed_fails_and_the_next_resumes(
 ) -> None:
     """Only the stage's own process is killed, as the system does when memory is short."""
     with copied(fresh, tmp_path / "project") as clone:
-        process = repro(clone)
+        process = clone.start("dvc", "repro")
         assert process.stdout
         for line in process.stdout:
             if line == f"> python -m stages.{stage}\n":
@@ -131,7 +118,7 @@ def race(fresh: Clone, expected: dict[str, bytes], directory: Path, times: int) 
     """Start two `dvc repro` together, `times` times: one succeeds, and the other succeeds, too, or says why not."""
     for i in range(times):
         with copied(fresh, directory / f"project-{i}") as clone:
-            both = [repro(clone), repro(clone)]
+            both = [clone.start("dvc", "repro") for _ in range(2)]
             printed = [process.communicate(timeout=120)[0] for process in both]
 
             codes = [process.returncode for process in both]

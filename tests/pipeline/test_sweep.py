@@ -12,23 +12,15 @@ from pathlib import Path
 import pytest
 
 from dropout_study import files
-from tests.clones import Clone, copied, environment, small_project
-from tests.sweeps import KEYS, gates, outputs, processes, started, wait_until
+from tests.clones import Clone, copied, small_project
+from tests.sweeps import KEYS, gates, outputs, processes, release, started, wait_until
 
 pytestmark = pytest.mark.pipeline
 
 
 def sweeping(clone: Clone, *options: str) -> subprocess.Popen[str]:
     """Start a sweep and return its process, which has a group of its own."""
-    return subprocess.Popen(
-        ["dropout-study", "sweep", *options],
-        cwd=clone.path,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+    return clone.start("dropout-study", "sweep", *options)
 
 
 def assert_nothing_left(clone: Clone) -> None:
@@ -138,8 +130,7 @@ def test_interrupt_keeps_what_is_trained_and_the_next_sweep_trains_the_rest(swep
     assert "interrupted; what is trained is kept, run the same command to resume" in printed
     assert (swept.path / "metrics/history/sgd-0.0-0.csv").exists()
     assert_nothing_left(swept)
-    for gate in gates(swept).glob("hold-*"):
-        gate.unlink()
+    release(swept)
     assert "3 of 4 variants to train" in swept.run("dropout-study", "sweep").stdout
 
 
@@ -153,8 +144,7 @@ def test_killed_driver_leaves_nothing_running_and_nothing_is_lost(swept: Clone) 
     sweep.communicate()
 
     wait_until(lambda: not processes(swept), 20)
-    for gate in gates(swept).glob("hold-*"):
-        gate.unlink()
+    release(swept)
     printed = swept.run("dropout-study", "sweep").stdout
     assert "removed the clone of a sweep that was killed: .dvc/tmp/sweep/worker-1" in printed
     assert started(swept).count("sgd-0.0-0") == 1
@@ -170,8 +160,7 @@ def test_sweep_started_again_at_once_after_its_driver_was_killed_trains_the_rest
     wait_until(lambda: len(started(swept)) == 2)
 
     sweep.kill()
-    for gate in gates(swept).glob("hold-*"):
-        gate.unlink()
+    release(swept)
     done = swept.run("dropout-study", "sweep", check=False)
     sweep.communicate()
 
@@ -237,8 +226,7 @@ def test_second_sweep_in_a_project_is_refused_and_status_shows_the_first(swept: 
     wait_until(lambda: (swept.path / ".dvc/tmp/sweep/status.json").read_text().count("1/2") == 2)
     status = swept.run("dropout-study", "status").stdout
 
-    for gate in gates(swept).glob("hold-*"):
-        gate.unlink()
+    release(swept)
     sweep.communicate(timeout=90)
     assert second.returncode == 1
     assert "another sweep runs in this project" in second.stderr
@@ -296,8 +284,7 @@ def test_one_core_per_worker_if_the_settings_leave_threads_open(swept: Clone) ->
         if b"stages.train" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     ]
 
-    for gate in gates(swept).glob("hold-*"):
-        gate.unlink()
+    release(swept)
     sweep.communicate(timeout=90)
     assert [len(share) for share in shares] == [1, 1]
     assert len(os.sched_getaffinity(0)) == 1 or shares[0] != shares[1]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.clones import Clone, environment
-from tests.sweeps import KEYS, gates, outputs, processes, started, wait_until
+from tests.sweeps import KEYS, gates, outputs, processes, share, started, wait_until
 
 pytestmark = pytest.mark.pipeline
 
@@ -15,10 +15,7 @@ pytestmark = pytest.mark.pipeline
 @pytest.fixture
 def shared(swept: Clone, tmp_path: Path) -> list[str]:
     """What the options are that name a Git repository and a scratch directory; the project has a DVC remote."""
-    swept.dvc("remote", "add", "--default", "shared", str(tmp_path / "remote"))
-    swept.commit("a remote")
-    swept.run("git", "init", "--quiet", "--bare", str(tmp_path / "repository.git"))
-    return ["--repository", str(tmp_path / "repository.git"), "--scratch", str(tmp_path / "scratch")]
+    return ["--repository", str(share(swept, tmp_path)), "--scratch", str(tmp_path / "scratch")]
 
 
 def listening(pids: list[int]) -> set[str]:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import pytest
 
 from tests.clones import PROJECT, Clone, copied, environment
-from tests.sweeps import KEYS, gates, outputs, processes, started, wait_until
+from tests.sweeps import KEYS, gates, outputs, processes, set_hook, share, started, wait_until
 
 pytestmark = pytest.mark.pipeline
 
@@ -36,10 +36,7 @@ class Sweep(NamedTuple):
 
 @pytest.fixture
 def sent(swept: Clone, tmp_path: Path) -> Sweep:
-    swept.dvc("remote", "add", "--default", "shared", str(tmp_path / "remote"))
-    swept.commit("a remote")
-    repository = str(tmp_path / "repository.git")
-    swept.run("git", "init", "--quiet", "--bare", repository)
+    repository = str(share(swept, tmp_path))
     printed = swept.run("dropout-study", "sweep", "send", repository).stdout
     (name,) = re.findall(r"^(\S+): 4 variants sent to ", printed, re.MULTILINE)
     (tmp_path / "elsewhere").mkdir()
@@ -124,10 +121,8 @@ def test_worker_ends_its_training_at_sigterm(sent: Sweep) -> None:
 
 def test_push_that_is_refused_for_a_while_is_tried_again(sent: Sweep) -> None:
     """A hook of the repository refuses the first push, as a busy server may."""
-    hook = Path(sent.repository) / "hooks/pre-receive"
     refused = Path(sent.repository) / "refused"
-    hook.write_text(f"#!/bin/sh\n[ -e {refused} ] || {{ touch {refused}; echo 'not now' >&2; exit 1; }}\n")
-    hook.chmod(0o755)
+    set_hook(Path(sent.repository), f"[ -e {refused} ] || {{ touch {refused}; echo 'not now' >&2; exit 1; }}\n")
 
     printed = elsewhere(sent).run(*sent.command(KEYS[0])).stdout
 

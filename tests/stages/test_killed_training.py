@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from dropout_study import files
-from tests.clones import Clone, copied, environment, small_project
+from tests.clones import Clone, copied, finish, small_project
 
 pytestmark = pytest.mark.pipeline
 
@@ -42,24 +42,9 @@ def project(prepared: Clone, tmp_path: Path) -> Iterator[Clone]:
         yield copy
 
 
-def start(project: Clone, *command: str, **variables: str) -> subprocess.Popen[str]:
-    """Start a command in a process group of its own, in which it can be killed with all its children."""
-    return subprocess.Popen(
-        command or (sys.executable, "-m", "stages.train", KEY),
-        cwd=project.path,
-        env=environment(**variables),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def finish(process: subprocess.Popen[str]) -> str:
-    """Wait for the end of a process, which has to be a good one, and return what it printed."""
-    printed = process.communicate(timeout=120)[0]
-    assert process.returncode == 0, printed
-    return printed
+def start(project: Clone, *command: str) -> subprocess.Popen[str]:
+    """Start a command, by default the training, in a process group in which it can be killed with all its children."""
+    return project.start(*(command or (sys.executable, "-m", "stages.train", KEY)))
 
 
 def await_line(process: subprocess.Popen[str], text: str) -> str:

@@ -12,8 +12,8 @@ from typing import NamedTuple
 import pytest
 
 from dropout_study.sweep import ray_pool
-from tests.clones import Clone, environment
-from tests.sweeps import KEYS, gates, outputs, processes, started, wait_until
+from tests.clones import Clone, environment, finish
+from tests.sweeps import KEYS, gates, outputs, processes, release, set_hook, share, started, wait_until
 
 pytestmark = pytest.mark.stress
 
@@ -64,15 +64,8 @@ class Swept(NamedTuple):
 
     def start(self, nodes: Nodes) -> subprocess.Popen[str]:
         """Start a sweep on the cluster."""
-        command = ["dropout-study", "sweep", "--address", nodes.address, "--repository", str(self.repository)]
-        return subprocess.Popen(
-            [*command, "--scratch", str(self.scratch)],
-            cwd=self.clone.path,
-            env=environment(**nodes.variables),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        options = ["--address", nodes.address, "--repository", str(self.repository), "--scratch", str(self.scratch)]
+        return self.clone.start("dropout-study", "sweep", *options, **nodes.variables)
 
     def assert_nothing_left(self) -> None:
         wait_until(lambda: not processes(Clone(self.scratch)), 30)
@@ -85,17 +78,7 @@ class Swept(NamedTuple):
 
 @pytest.fixture
 def project(swept: Clone, tmp_path: Path) -> Swept:
-    swept.dvc("remote", "add", "--default", "shared", str(tmp_path / "remote"))
-    swept.commit("a remote")
-    swept.run("git", "init", "--quiet", "--bare", str(tmp_path / "repository.git"))
-    return Swept(swept, tmp_path / "repository.git", tmp_path / "scratch")
-
-
-def ended(sweep: subprocess.Popen[str]) -> str:
-    """Wait until a sweep ends, which has to be well, and return what it printed."""
-    printed, _ = sweep.communicate(timeout=240)
-    assert sweep.returncode == 0, printed
-    return printed
+    return Swept(swept, share(swept, tmp_path), tmp_path / "scratch")
 
 
 def workers() -> list[int]:
@@ -116,7 +99,7 @@ def test_worker_killed_in_mid_training_is_replaced(nodes: Nodes, expected: dict[
     wait_until(lambda: len(workers()) == 1, 60)
     os.kill(workers()[0], signal.SIGKILL)
     gate.unlink()
-    printed = ended(sweep)
+    printed = finish(sweep, 240)
 
     assert f"{KEYS[0]} waiting (WorkerCrashedError, will be tried again)" in printed
     assert outputs(project.clone) == expected
@@ -129,12 +112,11 @@ def test_worker_killed_between_its_pushes_is_replaced_and_nothing_is_trained_aga
 ) -> None:
     """The repository makes the first push of an entry wait until the worker is dead."""
     reached, dead = project.repository / "reached", project.repository / "dead"
-    hook = project.repository / "hooks/pre-receive"
-    hook.write_text(
-        f"#!/bin/sh\ngrep -q /trained/ || exit 0\n[ -e {reached} ] && exit 0\n"
-        f"touch {reached}\nwhile [ ! -e {dead} ]; do sleep 0.1; done\nexit 1\n"
+    set_hook(
+        project.repository,
+        f"grep -q /trained/ || exit 0\n[ -e {reached} ] && exit 0\n"
+        f"touch {reached}\nwhile [ ! -e {dead} ]; do sleep 0.1; done\nexit 1\n",
     )
-    hook.chmod(0o755)
     for key in KEYS[1:]:
         (gates(project.clone) / f"hold-{key}").touch()
     sweep = project.start(nodes)
@@ -143,9 +125,8 @@ def test_worker_killed_between_its_pushes_is_replaced_and_nothing_is_trained_aga
     for pid in workers():
         os.kill(pid, signal.SIGKILL)
     dead.touch()
-    for gate in gates(project.clone).glob("hold-*"):
-        gate.unlink()
-    ended(sweep)
+    release(project.clone)
+    finish(sweep, 240)
 
     assert outputs(project.clone) == expected
     assert started(project.clone).count(KEYS[0]) == 1
@@ -159,9 +140,8 @@ def test_node_that_dies_is_survived(nodes: Nodes, expected: dict[str, bytes], pr
     wait_until(lambda: len(started(project.clone)) == 2, 120)
 
     nodes.call("kill")
-    for gate in gates(project.clone).glob("hold-*"):
-        gate.unlink()
-    printed = ended(sweep)
+    release(project.clone)
+    printed = finish(sweep, 240)
 
     assert "will be tried again" in printed
     assert outputs(project.clone) == expected
@@ -183,7 +163,7 @@ def test_driver_that_is_killed_is_started_again_and_trains_the_rest(
     sweep.communicate()
     wait_until(lambda: not processes(Clone(project.scratch)), 30)
     held.unlink()
-    printed = ended(project.start(nodes))
+    printed = finish(project.start(nodes), 240)
 
     assert "taking in what is left of a sweep that was killed" in printed
     assert "1 of 4 variants to train" in printed
@@ -209,12 +189,10 @@ def test_interrupt_ends_trainings_on_both_nodes(nodes: Nodes, project: Swept) ->
 def test_interrupt_during_a_push_leaves_no_ref(nodes: Nodes, project: Swept) -> None:
     """The repository makes the push of an entry wait until the sweep is over."""
     reached, over = project.repository / "reached", project.repository / "over"
-    hook = project.repository / "hooks/pre-receive"
-    hook.write_text(
-        f"#!/bin/sh\ngrep -q '^0\\{{40\\}} .*/trained/' || exit 0\n"
-        f"touch {reached}\nwhile [ ! -e {over} ]; do sleep 0.1; done\n"
+    set_hook(
+        project.repository,
+        f"grep -q '^0\\{{40\\}} .*/trained/' || exit 0\ntouch {reached}\nwhile [ ! -e {over} ]; do sleep 0.1; done\n",
     )
-    hook.chmod(0o755)
     for key in KEYS[1:]:
         (gates(project.clone) / f"hold-{key}").touch()
     sweep = project.start(nodes)

@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.clones import Clone, copied, environment, small_project
-from tests.sweeps import KEYS, gates, outputs, processes, started, wait_until
+from tests.clones import Clone, copied, finish, small_project
+from tests.sweeps import KEYS, gates, outputs, processes, share, started, wait_until
 
 pytestmark = pytest.mark.stress
 
@@ -103,15 +103,9 @@ class Sweep(NamedTuple):
         scratch = self.machines / machine
         scratch.mkdir(parents=True, exist_ok=True)
         command = ["dropout-study", "sweep", "worker", self.repository, self.name, "--scratch", str(scratch)]
-        return subprocess.Popen(
-            [*command, *arguments],
-            cwd=scratch,
-            # A clone has a site cache of its own; this one is for a worker that forgets it.
-            env=environment(**self.variables, DVC_SITE_CACHE_DIR=str(self.machines / "site")),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        # A clone has a site cache of its own; this one is for a worker that forgets it.
+        site = {"DVC_SITE_CACHE_DIR": str(self.machines / "site")}
+        return Clone(scratch).start(*command, *arguments, **self.variables, **site)
 
     def collect(self) -> str:
         done = self.clone.run(
@@ -149,10 +143,7 @@ def by_ssh(swept: Clone, server: Server, tmp_path: Path) -> Sweep:
 
 @pytest.fixture
 def by_path(swept: Clone, tmp_path: Path) -> Sweep:
-    swept.dvc("remote", "add", "--default", "shared", str(tmp_path / "remote"))
-    swept.commit("a remote")
-    swept.run("git", "init", "--quiet", "--bare", str(tmp_path / "repository.git"))
-    return send(swept, str(tmp_path / "repository.git"), tmp_path / "machines")
+    return send(swept, str(share(swept, tmp_path)), tmp_path / "machines")
 
 
 def running(directory: Path, *words: str) -> bool:
@@ -162,18 +153,11 @@ def running(directory: Path, *words: str) -> bool:
     return any(pattern in command.read_bytes() for command in commands if command.exists())
 
 
-def ended(worker: subprocess.Popen[str]) -> str:
-    """Wait until a worker ends, which has to be well, and return what it printed."""
-    printed, _ = worker.communicate(timeout=240)
-    assert worker.returncode == 0, printed
-    return printed
-
-
 def test_two_machines_over_ssh_give_the_bytes_of_a_sequential_run(expected: dict[str, bytes], by_ssh: Sweep) -> None:
     for pair in ((0, 1), (2, 3)):
         both = [by_ssh.worker(f"machine-{index}", "--index", str(index)) for index in pair]
         for worker in both:
-            ended(worker)
+            finish(worker, 240)
 
     assert "4 variants taken in" in by_ssh.collect()
     assert outputs(by_ssh.clone) == expected
@@ -193,7 +177,7 @@ def test_server_that_is_away_for_a_while_delays_a_worker(by_ssh: Sweep, server: 
         if "dvc push failed, again in" in line:
             break
     server.start()
-    printed = ended(worker)
+    printed = finish(worker, 240)
 
     assert f"{KEYS[0]}  trained and pushed" in printed
     assert started(by_ssh.clone) == [KEYS[0]]
@@ -218,7 +202,7 @@ def test_worker_killed_during_its_push_leaves_nothing_running(
     wait_until(lambda: not processes(Clone(by_ssh.machines)), 30)
     server.resume()
     for key in KEYS:
-        ended(by_ssh.worker("machine", key))
+        finish(by_ssh.worker("machine", key), 240)
     by_ssh.collect()
     assert outputs(by_ssh.clone) == expected
     by_ssh.assert_nothing_left()
@@ -231,9 +215,9 @@ def test_variant_given_to_two_workers_is_taken_in_once(by_path: Sweep) -> None:
     wait_until(lambda: started(by_path.clone) == [KEYS[0]] * 2, 120)
 
     gate.unlink()
-    printed = "".join(ended(worker) for worker in both)
+    printed = "".join(finish(worker, 240) for worker in both)
     for key in KEYS[1:]:
-        ended(by_path.worker("one", key))
+        finish(by_path.worker("one", key), 240)
 
     assert printed.count("trained and pushed") == 2
     assert "4 variants taken in" in by_path.collect()
@@ -253,7 +237,7 @@ def test_full_disk_of_a_worker_is_named_and_the_next_call_succeeds(by_path: Swee
 
     full = Clone(by_path.machines).run(*namespace, script, check=False)
     refs = by_path.refs()
-    again = ended(by_path.worker("small", KEYS[0]))
+    again = finish(by_path.worker("small", KEYS[0]), 240)
 
     assert full.returncode == 1
     assert re.match(f"error: .*; {scratch} has [0-6] MiB left$", full.stderr, re.DOTALL), full.stderr
@@ -306,7 +290,7 @@ def test_server_that_stays_away_fails_the_worker_which_leaves_nothing(by_ssh: Sw
     assert "Traceback" not in printed
     assert not list(by_ssh.machines.glob("*/worker-*"))
     server.start()
-    assert f"{KEYS[0]}  trained and pushed" in ended(by_ssh.worker("machine", KEYS[0]))
+    assert f"{KEYS[0]}  trained and pushed" in finish(by_ssh.worker("machine", KEYS[0]), 240)
 
 
 def test_killed_training_resumes_on_another_machine_with_the_bytes_of_an_uninterrupted_run(tmp_path: Path) -> None:
@@ -334,7 +318,7 @@ def test_killed_training_resumes_on_another_machine_with_the_bytes_of_an_uninter
     wait_until(lambda: not processes(Clone(sweep.machines)), 30)
     time.sleep(0.1)
     shutil.rmtree(sweep.machines / "one")
-    printed = ended(sweep.worker("other", "adadelta-0.5-0", *shared))
+    printed = finish(sweep.worker("other", "adadelta-0.5-0", *shared), 240)
     sweep.collect()
 
     assert "resuming after epoch" in printed

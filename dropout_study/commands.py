@@ -1,6 +1,7 @@
 """Git and DVC, called by their command lines."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -21,7 +22,8 @@ def environment(changes: Mapping[str, str] | None = None) -> dict[str, str]:
 def output(*command: str, cwd: Path | None = None, variables: Mapping[str, str] | None = None) -> str:
     """Return what a command prints, without the last newline.
 
-    Raises `StudyError` with the reason if it fails or is not there; DVC gives none with --quiet.
+    Raises `StudyError` with the reason if it fails or is not there; DVC gives none with --quiet. Ctrl-C does not reach
+    it: whoever called decides.
     """
     try:
         done = subprocess.run(
@@ -32,12 +34,17 @@ def output(*command: str, cwd: Path | None = None, variables: Mapping[str, str] 
             text=True,
             check=True,
             stdin=subprocess.DEVNULL,
+            preexec_fn=_ignore_interrupts,
         )
     except FileNotFoundError:
         raise StudyError(f"{command[0]} is needed, and is not on PATH") from None
     except subprocess.CalledProcessError as error:
         raise failure(command, error.stderr.strip() or error.stdout.strip()) from None
     return done.stdout.rstrip("\n")
+
+
+def _ignore_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def failure(command: Sequence[str], printed: str) -> StudyError:

@@ -21,3 +21,8 @@ def test_output_raises_all_that_is_said_without_such_a_line() -> None:
 def test_output_names_a_program_that_is_missing() -> None:
     with pytest.raises(StudyError, match="no-such-program is needed, and is not on PATH"):
         output("no-such-program")
+
+
+def test_output_does_not_pass_on_an_interrupt_of_the_terminal() -> None:
+    """Ctrl-C goes to the whole process group; DVC would end with a traceback."""
+    assert output("sh", "-c", "kill -INT $$; echo unharmed") == "unharmed"

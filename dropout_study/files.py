@@ -93,8 +93,9 @@ def log_file(key: str) -> Path:
 def locked(path: Path, message: str) -> Iterator[None]:
     """Hold the lock file `path` for this process during the block; the lock ends with the process, however it ends.
 
-    The file is created if it is not there, and stays. Raises `StudyError` with `path` and `message` at once if another
-    process holds the lock. On a file system without locks, prints a warning and runs the block unlocked.
+    The file is created if it is not there, and stays; it is as old as the lock. Raises `StudyError` with `path` and
+    `message` at once if another process holds the lock. On a file system without locks, prints a warning and runs the
+    block unlocked.
     """
     import fcntl  # which Windows does not have; nothing else here needs it
 
@@ -104,6 +105,7 @@ def locked(path: Path, message: str) -> Iterator[None]:
             for attempt in range(LOCK_ATTEMPTS):
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    os.utime(file.fileno())
                     break
                 except BlockingIOError:
                     if attempt + 1 == LOCK_ATTEMPTS:

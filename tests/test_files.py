@@ -3,6 +3,7 @@ import fcntl
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -146,3 +147,14 @@ def test_locked_raises_other_errors_of_the_lock(tmp_path: Path, monkeypatch: pyt
 
     with pytest.raises(OSError, match="Input/output error"), files.locked(tmp_path / "a.lock", "in use"):
         pytest.fail("the block ran")
+
+
+def test_lock_file_is_as_old_as_its_lock(tmp_path: Path) -> None:
+    path = tmp_path / "a.lock"
+    path.touch()
+    os.utime(path, (0, 0))
+
+    with files.locked(path, "in use"):
+        begin = path.stat().st_mtime
+
+    assert time.time() - begin < 3600

@@ -186,12 +186,12 @@ class Checkpoints:
         return None
 
     def clear(self) -> None:
-        """Remove the checkpoints of a finished variant; in .checkpoints, also those under other hashes.
+        """Remove the checkpoints of a finished variant; in a project's .checkpoints, also those under other hashes.
 
-        Those come from runs that were killed before a setting was changed. A directory that the environment variable
-        names may be shared, and they may belong to another project.
+        Those come from runs that were killed before a setting was changed. A directory of another name may be shared,
+        and they may belong to another project.
         """
-        outdated = self.root.glob(f"{self.key}-{'[0-9a-f]' * 16}") if self.root == ROOT else []
+        outdated = self.root.glob(f"{self.key}-{'[0-9a-f]' * 16}") if self.root.name == ROOT.name else []
         for directory in [self.directory, *outdated]:
             shutil.rmtree(directory, ignore_errors=True)
 

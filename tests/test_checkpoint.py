@@ -206,13 +206,14 @@ def test_reporting_interrupts_says_where_next_run_resumes(
     assert capsys.readouterr().out == f"sgd-0.5-0  the next run {text}\n"
 
 
-@pytest.mark.parametrize("own", [True, False])
-def test_clear_removes_other_hashes_only_in_own_directory(
-    own: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("directory", "own"), [(None, True), (".checkpoints", True), ("shared", False)])
+def test_clear_removes_other_hashes_only_in_the_directory_of_a_project(
+    directory: str | None, own: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if own:
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.delenv("DROPOUT_STUDY_CHECKPOINTS")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DROPOUT_STUDY_CHECKPOINTS")
+    if directory:  # as the workers of a sweep get it
+        monkeypatch.setenv("DROPOUT_STUDY_CHECKPOINTS", str(tmp_path / directory))
     names = [("sgd-0.5-0", DIGEST), ("sgd-0.5-0", DIGEST[::-1]), ("sgd-0.5-01", DIGEST)]
     finished, same_variant, different_variant = (Checkpoints(*name) for name in names)
     for checkpoints in (finished, same_variant, different_variant):

@@ -35,7 +35,18 @@ def test_merged_replaces_in_place_and_appends_as_a_yaml_merge_would(new: bool) -
     entry = lockfile.split(LOCK)["train@adadelta-0.3-0"].replace("adadelta-0.3-0", name.removeprefix("train@"))
     expected = parsed(LOCK) | {name: parsed(lockfile.join({name: entry}))[name]}
 
-    merged = parsed(lockfile.merged(LOCK, {name: entry}))
+    merged = parsed(lockfile.merged(LOCK, {name: entry}, [name]))
 
     assert merged == expected
     assert list(merged) == list(expected)
+
+
+def test_merged_in_several_parts_has_the_order_of_one() -> None:
+    order = ["train@a-0.0-0", "train@a-0.5-0", "train@a-0.9-0"]
+    entries = {name: f"  {name}:\n    cmd: train\n" for name in order}
+    data = lockfile.only(LOCK, ["download", "normalize"])
+
+    first = lockfile.merged(data, {name: entries[name] for name in (order[2], order[0])}, order)
+    both = lockfile.merged(first, {order[1]: entries[order[1]]}, order)
+
+    assert both == lockfile.join({**lockfile.split(data), **entries})

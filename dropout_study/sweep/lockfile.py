@@ -1,6 +1,7 @@
 """dvc.lock as text, a stage a block: taken apart, and put together, in milliseconds where DVC takes seconds."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import takewhile
 
 HEADER = "schema: '2.0'\nstages:\n"
 
@@ -29,6 +30,13 @@ def only(text: str, stages: Iterable[str]) -> str:
     return join({name: blocks[name] for name in stages if name in blocks})
 
 
-def merged(text: str, entries: Mapping[str, str]) -> str:
-    """Return a dvc.lock with new blocks: in place of old ones, else at the end, as after `dvc repro`."""
-    return join({**split(text), **entries})
+def merged(text: str, entries: Mapping[str, str], order: Sequence[str]) -> str:
+    """Return a dvc.lock with new blocks: in place of old ones, else at the end, in the order of the stages `order`.
+
+    That is where `dvc repro` puts them. If they come in several times, those at the end are brought into order, too.
+    """
+    blocks = {**split(text), **entries}
+    place = {name: i for i, name in enumerate(order)}
+    last = [*takewhile(place.__contains__, reversed(blocks))]
+    names = [*blocks][: len(blocks) - len(last)] + sorted(last, key=place.__getitem__)
+    return join({name: blocks[name] for name in names})

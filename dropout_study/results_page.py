@@ -29,6 +29,7 @@ LINKS = Path("..") / DIRECTORY  # from the page
 MAIN = "cifar10-small"
 NOTEBOOK = "article-notebook"
 ARTICLE = (NOTEBOOK, "article-adadelta", "article-sgd")
+PART = re.compile(r"-\d+$")  # of the name of a study with more runs of a preset, from another machine or another day
 SIZES = ("cifar10-1000", "cifar10-3000", MAIN)
 SIZE_RATES = (0.0, 0.3, 0.5)
 ARTICLE_RATE = 0.5
@@ -155,7 +156,11 @@ def context(published: Mapping[str, Published], author: Sequence[Mapping[str, st
         "sizes": [published[name] for name in SIZES if name in published],
         "size_header": ["training images", "optimizer", *(f"accuracy / loss at {rate}" for rate in SIZE_RATES)],
         "size_rows": size_rows([published[name] for name in SIZES if name in published]),
-        "article": {name: article_rows(published[name], author) for name in ARTICLE if name in published},
+        "article": {
+            preset: article_rows(parts, author if preset == NOTEBOOK else [])
+            for preset in ARTICLE
+            if (parts := [study for name, study in published.items() if PART.sub("", name) == preset])
+        },
         "studies": published.values(),
         "report": report,
         "facts": facts,
@@ -251,18 +256,23 @@ def size_rows(studies: Iterable[Published]) -> list[Row]:
     return rows
 
 
-def article_rows(study: Published, author: Sequence[Mapping[str, str]]) -> list[Row]:
-    """Return for each rate what the article's notebook printed, if the settings are the same, and what is measured."""
-    printed = {float(row["dropout"]): row for row in author} if study.name == NOTEBOOK else {}
+def article_rows(parts: Iterable[Published], author: Sequence[Mapping[str, str]]) -> list[Row]:
+    """Return for each rate what is measured, beside what the author's rows have of it.
+
+    `parts` are studies with the same settings.
+    """
+    printed = {float(row["dropout"]): row for row in author}
     rows: list[Row] = []
-    for (optimizer, dropout), group in by_rate(study.results).items():
-        accuracy, loss = measured(group)
-        theirs = printed.get(dropout)
-        their_accuracy = f"{100 * float(theirs['test_accuracy']):.1f} %" if theirs else "–"
-        their_loss = f"{float(theirs['test_loss']):.3f}" if theirs else "–"
-        epochs = max(run.epochs for run in group)
-        rows.append((optimizer, dropout, runs(group), epochs, their_accuracy, accuracy, their_loss, loss))
-    return rows
+    for study in parts:
+        for (optimizer, dropout), group in by_rate(study.results).items():
+            accuracy, loss = measured(group)
+            theirs = printed.get(dropout)
+            their_accuracy = f"{100 * float(theirs['test_accuracy']):.1f} %" if theirs else "–"
+            their_loss = f"{float(theirs['test_loss']):.3f}" if theirs else "–"
+            epochs = max(run.epochs for run in group)
+            figures = (their_accuracy, accuracy, their_loss, loss)
+            rows.append((optimizer, dropout, f"`{study.name}`", runs(group), epochs, *figures))
+    return sorted(rows, key=lambda row: f"{row[0]} {row[1]}")
 
 
 def measured(group: Sequence[Result], part: str = "test") -> tuple[str, str]:

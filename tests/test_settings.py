@@ -25,7 +25,8 @@ def test_load_settings_accepts_every_preset(preset: Path) -> None:
 def test_presets_are_those_that_the_readme_names() -> None:
     names = {preset.stem for preset in PRESETS}
 
-    assert names == {"quick", "cifar10-small", "article-sgd", "article-adadelta", "article-notebook"}
+    cifar10 = {"cifar10-small", "cifar10-3000", "cifar10-1000"}
+    assert names == {"quick", *cifar10, "article-sgd", "article-adadelta", "article-notebook"}
 
 
 def test_quick_preset_is_the_demonstration() -> None:

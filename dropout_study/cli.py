@@ -153,11 +153,11 @@ def publish(name: str) -> None:
 
 
 # The options of a sweep that only count with Ray, in the order of `RayOptions`.
-FOR_RAY = ("repository", "scratch", "checkpoints", "gpus_per_worker")
+RAY_OPTIONS = ("repository", "scratch", "checkpoints", "gpus_per_worker")
 scratch_option = click.option(
     "--scratch",
     type=click.Path(file_okay=False, path_type=Path),
-    default=Path(tempfile.gettempdir()) / "dropout-study",
+    default=Path(tempfile.gettempdir()) / f"dropout-study-{os.getuid()}",
     show_default=True,
     help="Where a machine of a cluster makes clones.",
 )
@@ -169,7 +169,12 @@ checkpoints_option = click.option(
 
 
 @main.group(invoke_without_command=True)
-@click.option("--workers", type=click.IntRange(1, 256), default=2, show_default=True, help="Trainings at a time.")
+@click.option(
+    "--workers",
+    type=click.IntRange(1, 10_000),
+    show_default="2; with --address, as many as the cluster has room for",
+    help="Trainings at a time.",
+)
 @click.option(
     "--threads-per-worker",
     type=click.IntRange(1, 1024),
@@ -207,8 +212,10 @@ def sweep(context: click.Context, /, **options: Any) -> None:
         return
     if options["keep_going"] and options["fail_fast"]:
         raise click.UsageError("--keep-going and --fail-fast exclude each other")
+    if options["ray"] and options["address"] is not None:
+        raise click.UsageError("--ray starts a cluster, --address names one that runs: give one of them")
     by_ray = options["ray"] or options["address"] is not None
-    given = [name for name in FOR_RAY if context.get_parameter_source(name) is not ParameterSource.DEFAULT]
+    given = [name for name in RAY_OPTIONS if context.get_parameter_source(name) is not ParameterSource.DEFAULT]
     if given and not by_ray:
         raise click.UsageError(f"--{given[0].replace('_', '-')} needs --ray or --address")
     if by_ray and not options["repository"]:
@@ -216,9 +223,12 @@ def sweep(context: click.Context, /, **options: Any) -> None:
     if by_ray and (options["keep_going"] or options["fail_fast"]):
         raise click.UsageError("with Ray, the other variants are always trained: no --keep-going, no --fail-fast")
     os.chdir(find_project())
-    how = Options(*(options[name] for name in ("workers", "threads_per_worker", "keep_going", "fail_fast", "dry_run")))
+    names = ("workers", "threads_per_worker", "keep_going", "fail_fast", "dry_run")
     try:
-        sweep(how, RayOptions(*(options[name] for name in ("address", *FOR_RAY))) if by_ray else None)
+        sweep(
+            Options(*(options[name] for name in names)),
+            RayOptions(*(options[name] for name in ("address", *RAY_OPTIONS))) if by_ray else None,
+        )
     except KeyboardInterrupt:
         click.echo("interrupted; what is trained is kept, run the same command to resume", err=True)
         sys.exit(130)
@@ -229,8 +239,9 @@ def sweep(context: click.Context, /, **options: Any) -> None:
 def send(repository: str) -> None:
     """Push a snapshot of the workspace and the data.
 
-    REPOSITORY is the URL or the name of a Git remote that every machine reaches. Data goes to DVC's default remote.
-    Prints the name of the sweep, and how to go about it.
+    The snapshot has every file that Git does not ignore, untracked ones too: look at `git status` first. REPOSITORY is
+    the URL or the name of a Git remote that every machine reaches. Data goes to DVC's default remote.
+    Prints the name of the sweep, and the commands that train and collect it.
     """
     from dropout_study.sweep.driver import send
 

@@ -18,6 +18,7 @@ import numpy as np
 from dropout_study import files
 from dropout_study.errors import run_stage
 from dropout_study.settings import load_settings
+from dropout_study.sweep.project import versions
 
 
 def model(image_shape: tuple[int, ...], classes: list[str], random: np.random.Generator) -> bytes:
@@ -73,8 +74,7 @@ def main(key: str | None = None) -> None:
     logits = random.normal(size=(len(test_images), len(classes)))
     log_probabilities = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
     files.write_array(files.predictions_file(variant.key), log_probabilities.astype(np.float32))
-    versions = {"python": "3.11.0", "keras": "3.15.1", "numpy": "2.0.0", "tensorflow": "2.21.0"}
-    provenance = {"device": "CPU", "processor": "fake", "threads": 1, "shards": 1, "versions": versions}
+    provenance = {"device": "CPU", "processor": "fake", "threads": 1, "shards": 1, "versions": versions()}
     files.write_json(files.provenance_file(variant.key), provenance)
 
 

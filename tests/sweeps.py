@@ -56,11 +56,12 @@ def share(clone: Clone, directory: Path) -> Path:
     return repository
 
 
-def set_hook(repository: Path, script: str) -> None:
-    """Have a Git repository run a shell script before it takes a push; refs come on standard input."""
+def set_hook(repository: Path, script: str) -> Path:
+    """Have a Git repository run a shell script before it takes a push; refs come on standard input. Return its file."""
     hook = repository / "hooks/pre-receive"
     hook.write_text(f"#!/bin/sh\n{script}")
     hook.chmod(0o755)
+    return hook
 
 
 def started(clone: Clone) -> list[str]:

@@ -1,6 +1,7 @@
 """What Ray is asked for and told before it starts; tests/pipeline/test_sweep_ray.py runs it."""
 
 import importlib.util
+import socket
 from pathlib import Path
 
 import pytest
@@ -50,7 +51,7 @@ def test_ray_of_a_cluster_needs_a_token() -> None:
 def test_document_sets_on_every_machine_what_the_driver_sets() -> None:
     document = (PROJECT / "docs/cluster.md").read_text()
 
-    for name, value in ray_pool.EVERYWHERE.items():
+    for name, value in ray_pool.RAY_VARIABLES.items():
         assert f"{name}={value}" in document, name
 
 
@@ -66,10 +67,24 @@ def test_require_ray_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> 
         ray_pool.require_ray()
 
 
-def test_teller_gives_each_line_once() -> None:
-    teller = ray_pool.Teller()
-    teller.started("sgd-0.5-0", "a machine")
-    teller.line("sgd-0.5-0", "epoch 1")
+def test_inbox_gives_each_line_once() -> None:
+    inbox = ray_pool.Inbox()
+    inbox.started("sgd-0.5-0", "a machine")
+    inbox.line("sgd-0.5-0", "epoch 1")
 
-    assert teller.take() == ({"sgd-0.5-0": "a machine"}, [("sgd-0.5-0", "epoch 1")])
-    assert teller.take() == ({}, [])
+    assert inbox.take() == ({"sgd-0.5-0": "a machine"}, [("sgd-0.5-0", "epoch 1")])
+    assert inbox.take() == ({}, [])
+
+
+def test_address_at_which_nothing_listens_is_refused_at_once() -> None:
+    with socket.socket() as reserved:  # bound, and not listening
+        reserved.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{reserved.getsockname()[1]}"
+
+        with pytest.raises(StudyError, match=rf"--address {address}: nothing answers there \(.*refused"):
+            ray_pool.require_answer(address)
+
+
+@pytest.mark.parametrize("address", ["auto", "local", "ray://127.0.0.1:1"])
+def test_address_that_ray_has_to_resolve_is_left_to_it(address: str) -> None:
+    assert ray_pool.require_answer(address) is None  # type: ignore[func-returns-value]

@@ -1,8 +1,13 @@
 """What a worker makes of the end of a training; tests/pipeline/test_sweep.py runs it."""
 
+import errno
+import fcntl
+from pathlib import Path
+
 import pytest
 
-from dropout_study.sweep import worker
+from dropout_study.errors import StudyError
+from dropout_study.sweep import remote, worker
 
 
 @pytest.mark.parametrize(
@@ -12,3 +17,41 @@ def test_killed_knows_a_signal_below_a_shell_and_without_one(status: str, killed
     line = f"ERROR: failed to reproduce 'train@sgd-0.5-0': failed to run: python -m stages.train, exited with {status}"
 
     assert bool(worker.KILLED.search(line)) == killed
+
+
+def test_held_refuses_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+
+    with pytest.raises(StudyError, match=r"worker-1\.lock: this file system has no locks, which a sweep needs"):
+        worker.held(tmp_path / "worker-1")
+
+
+def test_retry_tries_again_until_it_succeeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "FIRST_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(remote, "FULL_MEBIBYTES", 0)
+    refusals = iter([True, True, False])
+
+    def action() -> None:
+        if next(refusals):
+            raise StudyError("not now")
+
+    remote.retry(action, "git push", tmp_path)
+
+    assert [*refusals] == []
+
+
+def test_retry_gives_up_at_once_if_the_disk_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "free_mebibytes", lambda directory: 0)
+    calls = []
+
+    def action() -> None:
+        calls.append("called")
+        raise StudyError("no space")
+
+    with pytest.raises(StudyError, match="no space"):
+        remote.retry(action, "git push", tmp_path)
+
+    assert calls == ["called"]

@@ -20,6 +20,7 @@ from dropout_study.sweep.board import FAILED, WAITING, Board
 from dropout_study.sweep.local_pool import LocalPool, shares
 from dropout_study.sweep.worker import clear
 
+DEFAULT_WORKERS = 2
 BUSY = "another sweep runs in this project; `dropout-study status` shows it"
 
 
@@ -29,17 +30,24 @@ class Engine(Protocol):
     def run(self, board: Board, interrupted: Event) -> None:
         """Train the variants of the board, and note on it what becomes of each."""
 
-    def take_in(self, keys: Sequence[str]) -> Mapping[str, str]:
-        """Take the results so far into this project; return why some are refused, by variant."""
+    def take_in(self, order: Sequence[str]) -> Mapping[str, str]:
+        """Take the results so far into this project; return why some are refused, by variant.
+
+        `order` has the variants of the study.
+        """
+
+    def logs(self) -> str:
+        """Return where the logs of variants are that failed."""
 
 
 class Options(NamedTuple):
-    """How to sweep: `threads` per worker (None: cores / workers), and what to do when a variant fails.
+    """How to sweep: with how many `workers` (None: as many as it makes sense), `threads` each (None: cores / workers).
 
-    By default no more variants are started then; `keep_going` starts the others, `fail_fast` ends those that run.
+    If a variant fails, no more variants are started by default; `keep_going` starts the others, `fail_fast` ends those
+    that run.
     """
 
-    workers: int
+    workers: int | None = None
     threads: int | None = None
     keep_going: bool = False
     fail_fast: bool = False
@@ -54,40 +62,53 @@ def sweep(options: Options, ray: ray_pool.RayOptions | None = None) -> None:
     if ray:
         ray_pool.require_ray()
     settings = load_settings()
-    threads = threads_per_worker(settings, options)
+    order = [variant.key for variant in settings.variants]
+    if ray and not settings.train.threads:
+        raise StudyError(
+            f"{files.SETTINGS}: train.threads is 0, all cores; Ray counts cores, but gives a training none of its own: "
+            "set it to 1 or more"
+        )
+    everywhere = ray is not None and ray.address is not None
+    workers = options.workers or (len(order) if everywhere else DEFAULT_WORKERS)
+    threads = threads_per_worker(settings, workers, options.threads)
     with files.locked(project.SWEEP / "lock", BUSY):
-        boards.STATUS.unlink(missing_ok=True)
-        for path in clear(project.SWEEP):
-            say(f"removed the clone of a sweep that was killed: {path}")
-        if ray:
-            ray_pool.take_in_previous([variant.key for variant in settings.variants])
-        keys = prepared(settings)
-        seconds = known_seconds(settings)
-        _announce(settings, keys, options, threads, seconds)
-        if options.dry_run:
-            return
-        if keys:
-            board = Board(keys, min(options.workers, len(keys)), seconds)
-            engine: Engine
+        if not options.dry_run:
+            boards.STATUS.unlink(missing_ok=True)
+            for path in clear(project.SWEEP):
+                say(f"removed the clone of a sweep that was killed: {path}")
             if ray:
-                engine = ray_pool.RayPool(ray, threads)
-            else:
-                cores = shares(board.workers, threads, pinned=not settings.train.threads)
-                engine = LocalPool(cores, keep_going=options.keep_going, fail_fast=options.fail_fast)
-            _train(board, engine)
-        dvc("repro")
-
-
-def prepared(settings: Settings) -> list[str]:
-    """Have DVC make the data, and return the variants that are missing or out of date."""
-    dvc("repro", "normalize")
-    return project.missing(variant.key for variant in settings.variants)
+                ray_pool.take_in_previous(order)
+            dvc("repro", "normalize")
+        keys = project.missing(order)
+        seconds = known_seconds(settings)
+        machine = None if everywhere else devices.cores()
+        _announce(settings, keys, min(workers, len(keys)), threads, seconds, machine)
+        if options.dry_run:
+            for key in keys:
+                say(f"would train {key}")
+            return
+        if not keys:
+            dvc("repro")
+            return
+        board = Board(keys, min(workers, len(keys)), seconds)
+        engine: Engine
+        if ray:
+            engine = ray_pool.RayPool(ray, threads)
+        else:
+            cores = shares(board.workers, threads, pinned=not settings.train.threads)
+            engine = LocalPool(cores, keep_going=options.keep_going, fail_fast=options.fail_fast)
+        try:
+            _train(board, engine, order)
+            dvc("repro")
+        finally:
+            boards.show(boards.final_table(board))
 
 
 def send(repository: str) -> None:
     """Push what a sweep over machines needs, and say how to train and collect it."""
     settings = load_settings()
-    keys = prepared(settings)
+    dvc("repro", "normalize")
+    keys = project.missing(variant.key for variant in settings.variants)
     if not keys:
         say("every variant is trained: nothing to send")
         return
@@ -103,61 +124,67 @@ def collect(repository: str, sweep: str) -> None:
 
     Raises `StudyError` if entries were refused or are missing.
     """
-    settings = load_settings()
+    order = [variant.key for variant in load_settings().variants]
     with files.locked(project.SWEEP / "lock", BUSY):
-        entries, refused = remote.collect(repository, sweep, [variant.key for variant in settings.variants])
-        say(f"{report.count(entries, 'variant')} taken in")
-        missing = project.missing(variant.key for variant in settings.variants)
-        problems = [f"{key}: not taken in, {why}" for key, why in refused.items()]
+        collected = remote.collect(repository, sweep, order)
+        say(f"{report.count(collected.accepted, 'variant')} taken in")
+        missing = project.missing(order)
+        problems = [f"{key}: not taken in, {why}" for key, why in collected.refused.items()]
         if missing:
             some = ", ".join(missing[:3]) + (" …" if len(missing) > 3 else "")
-            problems.append(
-                f"{len(missing)} of {len(settings.variants)} variants are missing ({some}); collect again later"
-            )
+            problems.append(f"{len(missing)} of {len(order)} variants are missing ({some}); collect again later")
         if problems:
             raise StudyError("; ".join(problems))
-        remote.forget(repository, sweep)
+        remote.forget(repository, sweep, collected.left)
         dvc("repro")
 
 
-def threads_per_worker(settings: Settings, options: Options) -> int:
-    """Return the threads that each worker computes with; raises `StudyError` if they are not to be chosen."""
+def threads_per_worker(settings: Settings, workers: int, chosen: int | None) -> int:
+    """Return the threads that each worker computes with; raises `StudyError` if `chosen` cannot be had."""
     fixed = settings.train.threads
     if fixed:
-        if options.threads not in (None, fixed):
+        if chosen not in (None, fixed):
             raise StudyError(
-                f"--threads-per-worker {options.threads}: {files.SETTINGS} fixes train.threads = {fixed}, a part of "
+                f"--threads-per-worker {chosen}: {files.SETTINGS} fixes train.threads = {fixed}, a part of "
                 "the results; leave the option out, or set train.threads to 0"
             )
         return fixed
-    threads = options.threads or max(1, devices.cores() // options.workers)
+    threads = chosen or max(1, devices.cores() // workers)
     if threads > devices.cores():
         raise StudyError(f"--threads-per-worker {threads}: this machine has {devices.cores()} cores; name at most that")
     return threads
 
 
 def _announce(
-    settings: Settings, keys: Sequence[str], options: Options, threads: int, seconds: Sequence[float]
+    settings: Settings,
+    keys: Sequence[str],
+    workers: int,
+    threads: int,
+    seconds: Sequence[float],
+    cores: int | None,
 ) -> None:
-    """Say what is going to be trained, and how long it should take if trainings took `seconds` before."""
+    """Say what is going to be trained, and how long it should take if trainings took `seconds` before.
+
+    `cores` are those of this machine, None if it is not the one that trains.
+    """
     total = len(settings.variants)
-    workers, each = report.count(options.workers, "worker"), report.count(threads, "thread")
-    say(f"{len(keys)} of {total} variants to train with {workers}, {each} each")
-    if keys and seconds:
+    if not keys:
+        say(f"0 of {total} variants to train")
+        return
+    each = report.count(threads, "thread")
+    say(f"{len(keys)} of {total} variants to train with {report.count(workers, 'worker')}, {each} each")
+    if seconds:
         took = statistics.median(seconds)
-        about = duration(took * len(keys) / min(options.workers, len(keys)))
+        about = duration(took * len(keys) / workers)
         say(f"about {about} if workers do not slow each other: a training took {duration(took)}, by the logs")
-    if not settings.train.threads and threads != devices.cores():
+    if not settings.train.threads and threads != cores:
         say(
-            f"train.threads is 0: `dvc repro` would train with {devices.cores()} threads, not {threads}. Results "
+            f"train.threads is 0: `dvc repro` would train with {cores} threads, not {threads}. Results "
             "differ in their last digits, and provenance shows it; a fixed number gives equal bytes either way."
         )
-    if threads * options.workers > devices.cores():
-        say(f"{options.workers} workers × {threads} threads on {devices.cores()} cores: this will not be faster")
+    if cores and threads * workers > cores:
+        say(f"{workers} workers × {threads} threads on {cores} cores: this will not be faster")
     _say_what_is_uncommitted()
-    if options.dry_run:
-        for key in keys:
-            say(f"would train {key}")
 
 
 def _say_what_is_uncommitted() -> None:
@@ -173,17 +200,20 @@ def known_seconds(settings: Settings) -> list[float]:
     return [speed.seconds for speed in speeds if speed and speed.epochs == settings.train.epochs]
 
 
-def _train(board: Board, engine: Engine) -> None:
-    """Train the variants of the board, take in what is trained however that ends, and report."""
-    try:
-        with board.shown(), _interruptible() as interrupted:
-            engine.run(board, interrupted)
-    finally:
-        refused = engine.take_in(board.keys)
-    boards.show(boards.final_table(board))
+def _train(board: Board, engine: Engine, order: Sequence[str]) -> None:
+    """Train the variants of the board, take in what is trained however that ends, and say what is not.
+
+    `order` has the variants of the study. Raises `StudyError` if some failed, were refused or were not trained.
+    """
+    with _interruptible() as interrupted:
+        try:
+            with board.shown():
+                engine.run(board, interrupted)
+        finally:
+            refused = engine.take_in(order)
     failed, waiting = board.in_state(FAILED), board.in_state(WAITING)
     for key in failed:
-        say(f"\n{key} failed; the last lines of {files.log_file(key)}:")
+        say(f"\n{key} failed on {board.rows[key].worker}; the last lines, of {engine.logs()}/{key}.log:")
         say("\n".join(f"    {line}" for line in board.last_lines[key]))
     problems = [f"{key}: not taken in, {why}" for key, why in refused.items()]
     if failed:

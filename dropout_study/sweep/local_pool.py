@@ -6,6 +6,8 @@ from pathlib import Path
 from queue import Empty, Queue
 from threading import Event, Thread
 
+from dropout_study import files
+from dropout_study.errors import StudyError
 from dropout_study.sweep import project
 from dropout_study.sweep.board import ATTEMPTS, FAILED, TRAINED, WAITING, Board
 from dropout_study.sweep.worker import Worker
@@ -41,7 +43,8 @@ class LocalPool:
                 worker.prepare(Path.cwd(), commit, cache, lock)
                 self._train_with(worker, board, interrupted)
             except BaseException as error:  # a thread's error is the sweep's
-                self._errors.append(error)
+                if not (interrupted.is_set() and isinstance(error, StudyError)):  # a command that `stop` ended
+                    self._errors.append(error)
                 self._stopping.set()
 
         threads = [Thread(target=work, args=[worker], daemon=True) for worker in workers]
@@ -84,13 +87,16 @@ class LocalPool:
                 if not self.keep_going:
                     self._stopping.set()
 
-    def take_in(self, keys: Sequence[str]) -> Mapping[str, str]:
-        """Take in the results so far, in the order of `keys`, which is DVC's; return why some are refused, by key."""
+    def take_in(self, order: Sequence[str]) -> Mapping[str, str]:
+        """Take in the results so far; return why some are refused, by variant. `order` has those of the study."""
         project.remove_snapshot()
         refused = project.refusals(self._entries)
-        accepted = [key for key in keys if key in self._entries and key not in refused]
-        project.take_in({key: self._entries[key] for key in accepted})
+        project.take_in({key: entry for key, entry in self._entries.items() if key not in refused}, order)
         return refused
+
+    def logs(self) -> str:
+        """Return where the logs of variants are that failed."""
+        return str(files.LOGS)
 
 
 def shares(workers: int, threads: int, *, pinned: bool) -> list[frozenset[int] | None]:

@@ -3,7 +3,8 @@
 import hashlib
 import json
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from ruamel.yaml import YAML
 
 from dropout_study import devices, files
 from dropout_study.commands import DVC, output
+from dropout_study.errors import StudyError
 from dropout_study.sweep import lockfile
 
 LOCK = Path("dvc.lock")
@@ -19,7 +21,7 @@ REF = "refs/dropout-study/sweep"
 SWEEP = Path(".dvc/tmp/sweep")  # which neither Git nor DVC looks into
 DATA_STAGES = ("download", "normalize")
 # Whoever makes the commit of a snapshot is of no interest, and need not have told Git a name.
-NOBODY = {
+GIT_IDENTITY = {
     f"GIT_{role}_{what}": value
     for role in ("AUTHOR", "COMMITTER")
     for what, value in (("NAME", "dropout-study"), ("EMAIL", "sweep@localhost"))
@@ -32,9 +34,12 @@ def stage_of(key: str) -> str:
 
 
 def missing(keys: Iterable[str]) -> list[str]:
-    """Return those of the variants whose outputs are not there or are out of date, as DVC sees it."""
+    """Return those of the variants whose outputs are not there or are out of date, as DVC sees it.
+
+    That is all of them if the data are: DVC does not see beyond what a stage read last.
+    """
     stale = json.loads(output(*DVC, "status", "--json"))
-    return [key for key in keys if stage_of(key) in stale]
+    return [key for key in keys if stage_of(key) in stale or not stale.keys().isdisjoint(DATA_STAGES)]
 
 
 def uncommitted() -> list[str]:
@@ -51,11 +56,13 @@ def snapshot(message: str) -> str:
     """
     index = {"GIT_INDEX_FILE": output("git", "rev-parse", "--git-path", "dropout-study-index")}
     try:
+        with suppress(StudyError):  # nothing is committed yet
+            output("git", "read-tree", "HEAD", variables=index)  # else files that are ignored now would be left out
         output("git", "add", "--all", variables=index)
         tree = output("git", "write-tree", variables=index)
     finally:
         Path(index["GIT_INDEX_FILE"]).unlink(missing_ok=True)
-    commit = output("git", "commit-tree", tree, "-m", message, variables=NOBODY)
+    commit = output("git", "commit-tree", tree, "-m", message, variables=GIT_IDENTITY)
     output("git", "update-ref", REF, commit)
     return commit
 
@@ -67,7 +74,15 @@ def remove_snapshot() -> None:
 
 def data_entries() -> str:
     """Return a dvc.lock that only knows the data: what a worker starts from."""
-    return lockfile.only(LOCK.read_text(encoding="utf-8"), DATA_STAGES)
+    return lockfile.only(lock_text(), DATA_STAGES)
+
+
+def lock_text() -> str:
+    """Return what dvc.lock has; raises `StudyError` if it is not there."""
+    try:
+        return LOCK.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise StudyError(f"{LOCK}: there is no such file; `git checkout {LOCK}`, or `dvc repro normalize`") from None
 
 
 def refusals(entries: Mapping[str, str]) -> dict[str, str]:
@@ -109,16 +124,16 @@ def _setting(settings: Any, name: str) -> Any:
     return settings
 
 
-def take_in(entries: Mapping[str, str], *, pull: bool = False) -> None:
+def take_in(entries: Mapping[str, str], order: Sequence[str], *, pull: bool = False) -> None:
     """Put the lock entries of trained variants, by key, into dvc.lock, and their outputs where they belong.
 
-    The outputs have to be in DVC's cache, or with `pull` in its remote. `dvc repro` would do the same, each variant
-    dearer than the one before.
+    `order` has the variants of the study. The outputs have to be in DVC's cache, or with `pull` in its remote. `dvc
+    repro` would do the same, each variant dearer than the one before.
     """
     if not entries:
         return
-    merged = lockfile.merged(LOCK.read_text(encoding="utf-8"), {stage_of(key): entry for key, entry in entries.items()})
-    files.write_bytes(LOCK, merged.encode())
+    blocks = {stage_of(key): entry for key, entry in entries.items()}
+    files.write_bytes(LOCK, lockfile.merged(lock_text(), blocks, [*map(stage_of, order)]).encode())
     # All variants at once, those without an entry passed over: DVC is slow with many targets. What is in the way of an
     # output is stale, and `dvc repro` would remove it, too.
     output(*DVC, "pull" if pull else "checkout", "--force", "--allow-missing", "train")

@@ -8,7 +8,8 @@ import os
 import secrets
 import socket
 import stat
-from collections import Counter
+import tempfile
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +17,7 @@ from threading import Event
 from typing import Any, NamedTuple
 
 from dropout_study import files
-from dropout_study.errors import StudyError
+from dropout_study.errors import StudyError, printable
 from dropout_study.progress import say
 from dropout_study.sweep import remote
 from dropout_study.sweep.board import ATTEMPTS, FAILED, TRAINED, WAITING, Board
@@ -25,7 +26,7 @@ from dropout_study.sweep.project import SWEEP
 from dropout_study.sweep.worker import clear
 
 TOKEN_PATH = "RAY_AUTH_TOKEN_PATH"
-EVERYWHERE = {
+RAY_VARIABLES = {
     "RAY_AUTH_MODE": "token",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
@@ -35,8 +36,9 @@ EVERYWHERE = {
     "RAY_kill_child_processes_on_worker_exit": "0",
 }
 # The only way in which all of Ray listens on 127.0.0.1 alone.
-LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+LOOPBACK_VARIABLES = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 OBJECT_STORE_BYTES = 80 << 20
+ANSWER_SECONDS = 10  # for a machine of the cluster to accept a connection
 SENT = SWEEP / "ray.json"  # the sweep that runs, for the next one if this driver is killed
 
 
@@ -54,7 +56,7 @@ def variables(address: str | None, environment: Mapping[str, str]) -> dict[str, 
     For a running cluster, its token has to be in a file that only its owner can read, which RAY_AUTH_TOKEN_PATH names.
     """
     if address is None:
-        return EVERYWHERE | LOOPBACK
+        return RAY_VARIABLES | LOOPBACK_VARIABLES
     token = environment.get(TOKEN_PATH)
     if not token:
         raise StudyError(f"{TOKEN_PATH} is not set: it names the file with the token of the cluster at {address}")
@@ -64,7 +66,7 @@ def variables(address: str | None, environment: Mapping[str, str]) -> dict[str, 
         raise StudyError(f"{token}: the token of the cluster cannot be read: {error.strerror}") from None
     if mode & 0o077:
         raise StudyError(f"{token}: others can read the token of the cluster; chmod 600 {token}")
-    return EVERYWHERE | {TOKEN_PATH: token}
+    return RAY_VARIABLES | {TOKEN_PATH: token}
 
 
 @contextmanager
@@ -80,6 +82,8 @@ def connected(address: str | None, processors: int) -> Iterator[Any]:
         os.environ[TOKEN_PATH] = str(token.resolve())
     import ray
 
+    # Its path is a part of that of Ray's sockets, which have to be short.
+    session = tempfile.TemporaryDirectory(prefix="study-ray-", dir="/tmp", ignore_cleanup_errors=True)
     try:
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
         if address is None:
@@ -87,18 +91,37 @@ def connected(address: str | None, processors: int) -> Iterator[Any]:
                 "num_cpus": processors,
                 "include_dashboard": False,
                 "object_store_memory": OBJECT_STORE_BYTES,
+                "_temp_dir": session.name,
             }
         else:
+            require_answer(address)
             options["address"] = address
-        ray.init(**options)
+        try:
+            ray.init(**options)
+        except ConnectionError as error:
+            raise StudyError(f"--address {address}: no Ray cluster: {printable(error)}") from None
         yield ray
     finally:
         ray.shutdown()
+        session.cleanup()
         if address is None:
             token.unlink(missing_ok=True)
 
 
-class Teller:
+def require_answer(address: str) -> None:
+    """Raise `StudyError` if nothing listens at `address`, HOST:PORT, where Ray would wait for minutes."""
+    host, colon, port = address.rpartition(":")
+    if not colon or not port.isdecimal() or "/" in host:
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise StudyError(
+            f"--address {address}: nothing answers there ({printable(error)}); `ray start --head` prints the address"
+        ) from None
+
+
+class Inbox:
     """Keeps what trainings print until the driver asks: an actor."""
 
     def __init__(self) -> None:
@@ -120,11 +143,11 @@ class Teller:
         return taken
 
 
-def train(repository: str, sweep: str, key: str, scratch: Path, checkpoints: Path | None, teller: Any) -> None:
+def train(repository: str, sweep: str, key: str, scratch: Path, checkpoints: Path | None, inbox: Any) -> None:
     """Train one variant in a Ray task."""
     os.environ.pop("OMP_NUM_THREADS", None)  # which Ray sets, and which moves results
-    teller.started.remote(key, f"{socket.gethostname()}, process {os.getpid()}")
-    remote.work(repository, sweep, key, scratch, checkpoints, lambda line: teller.line.remote(key, line))
+    inbox.started.remote(key, f"{socket.gethostname()}, process {os.getpid()}")
+    remote.work(repository, sweep, key, scratch, checkpoints, lambda line: inbox.line.remote(key, line))
 
 
 def resources(threads: int, gpus: float) -> dict[str, float]:
@@ -164,17 +187,21 @@ class RayPool:
         _, repository, scratch, checkpoints, gpus = self.options
         # Beside the driver, so that no other machine takes it along.
         here = ray.get_runtime_context().get_node_id()
-        teller = ray.remote(Teller).options(num_cpus=0, scheduling_strategy=_on(here)).remote()
+        inbox = ray.remote(Inbox).options(num_cpus=0, scheduling_strategy=_on(here)).remote()
         task = ray.remote(train).options(max_retries=0, **resources(self.threads, gpus))
 
         def submit(key: str) -> Any:
-            return task.remote(repository, self._sweep, key, scratch, checkpoints, teller)
+            return task.remote(repository, self._sweep, key, scratch, checkpoints, inbox)
 
-        running = {submit(key): key for key in board.keys}
+        waiting = deque(board.keys)
+        running: dict[Any, str] = {}
         losses: Counter[str] = Counter()
-        while running:
+        while waiting or running:
+            while waiting and len(running) < board.workers:
+                key = waiting.popleft()
+                running[submit(key)] = key
             done, _ = ray.wait([*running], num_returns=1, timeout=0.5)
-            places, lines = ray.get(teller.take.remote())
+            places, lines = ray.get(inbox.take.remote())
             for key, place in places.items():
                 board.started(key, place)
             for key, line in lines:
@@ -197,34 +224,38 @@ class RayPool:
                     losses[key] += 1
                     if losses[key] < ATTEMPTS:
                         board.ended(key, WAITING, 0.0, f"{type(error).__name__}, will be tried again")
-                        running[submit(key)] = key
+                        waiting.append(key)
                     else:
                         board.ended(key, FAILED, 0.0)
             board.write()
 
-    def take_in(self, keys: Sequence[str]) -> Mapping[str, str]:
-        """Take in what was pushed, in the order of `keys`, and return why some of it is refused, by variant."""
+    def take_in(self, order: Sequence[str]) -> Mapping[str, str]:
+        """Take in what was pushed; return why some of it is refused, by variant. `order` has those of the study."""
         if self._sweep is None:
             return {}
-        refused = _collected(self.options.repository, self._sweep, keys)
+        refused = _collected(self.options.repository, self._sweep, order)
         SENT.unlink()
         return refused
 
+    def logs(self) -> str:
+        """Return where the logs of variants are that failed."""
+        return f"{self.options.scratch}/logs"
 
-def take_in_previous(keys: Sequence[str]) -> None:
-    """Take in what the workers of a sweep pushed whose driver was killed, those of `keys`; remove its refs."""
+
+def take_in_previous(order: Sequence[str]) -> None:
+    """Take in what the workers of a sweep pushed whose driver was killed; remove its refs."""
     if SENT.exists():
         previous = files.read_json(SENT)
         SENT.unlink()  # if its repository is gone, the next sweep is not to fail for the same reason
         say(f"taking in what is left of a sweep that was killed: {previous['sweep']}")
-        _collected(previous["repository"], previous["sweep"], keys)
+        _collected(previous["repository"], previous["sweep"], order)
 
 
-def _collected(repository: str, sweep: str, keys: Sequence[str]) -> Mapping[str, str]:
+def _collected(repository: str, sweep: str, order: Sequence[str]) -> Mapping[str, str]:
     """Take in what was pushed of a sweep and remove its refs; return why some of it is refused, by variant."""
-    _, refused = remote.collect(repository, sweep, keys)
-    remote.forget(repository, sweep)
-    return refused
+    collected = remote.collect(repository, sweep, order)
+    remote.forget(repository, sweep, collected.left)
+    return collected.refused
 
 
 def clear_machines(ray: Any, scratch: Path) -> None:

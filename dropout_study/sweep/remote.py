@@ -7,25 +7,31 @@ push is what makes the variant done: a worker that dies before it is simply call
 """
 
 import json
+import os
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
+from dropout_study import files
 from dropout_study.commands import DVC, output
 from dropout_study.errors import StudyError
 from dropout_study.progress import duration, say
 from dropout_study.sweep import lockfile, project
 from dropout_study.sweep.board import TRAINED
-from dropout_study.sweep.project import LOCK, NOBODY
+from dropout_study.sweep.project import GIT_IDENTITY, LOCK
 from dropout_study.sweep.worker import DATA, Worker, remove_leftovers
 
 PREFIX = "refs/dropout-study/sweeps"
 ENTRY = "dvc.lock"
-VERSIONS = "versions.json"
-PUSH_ATTEMPTS = 10
-FIRST_PAUSE_SECONDS = 2.0  # before a push is tried again; doubled each time, up to
+PROVENANCE = "provenance.json"
+LOG = "training.log"
+UNPUSHED = "unpushed"  # below the checkpoints: DVC's cache of clones that could not push
+ATTEMPTS = 10  # of a pull or push
+FIRST_PAUSE_SECONDS = 2.0  # before it is tried again; doubled each time, up to
 LONGEST_PAUSE_SECONDS = 60.0
 FULL_MEBIBYTES = 16  # a scratch directory with less left has no room for a clone
 
@@ -75,32 +81,55 @@ class RemoteWorker(Worker):
         self.directory.mkdir()
         self._git("init", "--quiet")
         snapshot = snapshot_ref(self.sweep)
-        self.run("git", "fetch", "--quiet", "--depth", "1", self.repository, snapshot, variables=NOBODY)
+        self.run("git", "fetch", "--quiet", "--depth", "1", self.repository, snapshot, variables=GIT_IDENTITY)
         self._git("checkout", "--quiet", "--detach", "FETCH_HEAD")
         return self._git("log", "-1", "--format=%B").split()
 
     def _git(self, *arguments: str) -> str:
-        return output("git", *arguments, cwd=self.directory, variables=NOBODY)
+        return output("git", *arguments, cwd=self.directory, variables=GIT_IDENTITY)
 
     def deliver(self, key: str, checkpoints: Path, logs: Path, on_line: Callable[[str], None]) -> None:
-        """Pull the data, train a variant, and push what came of it. Raises `StudyError` if any of it fails."""
+        """Pull the data, train a variant, and push what came of it. Raises `StudyError` if any of it fails.
+
+        If a push fails for good, what was trained is kept beside the checkpoints, and the next call begins with it.
+        """
         lock = lockfile.only((self.directory / LOCK).read_text(encoding="utf-8"), project.DATA_STAGES)
         self.configure(lock, checkpoints, logs)
-        self.dvc("pull", *DATA)
-        outcome = self.train(key, on_line, "--pull")
+        cache, unpushed = self.directory / ".dvc/cache", checkpoints / UNPUSHED / f"{self.sweep}-{key}"
+        _move(unpushed, cache)
+        self._retry(key, lambda: self.dvc("pull", *DATA), "dvc pull")
+        entry = self._trained(key, on_line, "--pull")
+        if _other_versions(self._provenance(key)):  # DVC's cache has a result that was trained elsewhere
+            entry = self._trained(key, on_line, "--force")
+        try:
+            self._retry(key, lambda: self.dvc("push", "--run-cache", project.stage_of(key)), "dvc push")
+            self._retry(key, lambda: self._push_entry(key, entry), "git push")
+        except StudyError as error:
+            _move(cache, unpushed)
+            raise StudyError(f"{key}: trained, but not pushed; kept in {unpushed} for the next call: {error}") from None
+
+    def _retry(self, key: str, action: Callable[[], object], what: str) -> None:
+        retry(action, f"{key}: {what}", self.directory)
+
+    def _trained(self, key: str, on_line: Callable[[str], None], option: str) -> str:
+        """Train a variant, or take it from DVC's cache; return its entry in dvc.lock."""
+        outcome = self.train(key, on_line, option)
         if outcome.entry is None:
             # What the training says for itself; DVC's last line only has its exit status.
             errors = [line for line in outcome.last_lines if line.startswith("error: ")]
             reason = (errors or outcome.last_lines or ["no output"])[-1].removeprefix("error: ")
             raise StudyError(f"{key}: not trained; {reason}")
-        entry = outcome.entry
-        persistently(lambda: self.dvc("push", "--run-cache", project.stage_of(key)), f"{key}: dvc push")
-        persistently(lambda: self._push_entry(key, entry), f"{key}: git push")
+        return outcome.entry
+
+    def _provenance(self, key: str) -> str:
+        return (self.directory / files.provenance_file(key)).read_text(encoding="utf-8")
 
     def _push_entry(self, key: str, entry: str) -> None:
-        """Push the lock entry of a variant, and this machine's versions, as a commit; the first of two wins."""
-        index = {**NOBODY, "GIT_INDEX_FILE": ".git/entry-index"}
-        contents = {ENTRY: lockfile.join({project.stage_of(key): entry}), VERSIONS: json.dumps(project.versions())}
+        """Push the lock entry of a variant, its provenance and its log as a commit; the first of two wins."""
+        index = {**GIT_IDENTITY, "GIT_INDEX_FILE": ".git/entry-index"}
+        contents = {ENTRY: lockfile.join({project.stage_of(key): entry}), PROVENANCE: self._provenance(key)}
+        with suppress(FileNotFoundError):  # this machine did not train it
+            contents[LOG] = (self.directory / files.log_file(key)).read_text(encoding="utf-8", errors="replace")
         for name, content in contents.items():
             file = self.directory / ".git/entry"
             file.write_text(content, encoding="utf-8")
@@ -111,21 +140,38 @@ class RemoteWorker(Worker):
         commit = self._git("commit-tree", tree, "-m", key)
         if key not in trained(self.repository, self.sweep):
             entry = f"{commit}:{entry_ref(self.sweep, key)}"
-            self.run("git", "push", "--quiet", self.repository, entry, variables=NOBODY)
+            self.run("git", "push", "--quiet", self.repository, entry, variables=GIT_IDENTITY)
 
 
-def persistently(action: Callable[[], object], what: str) -> None:
-    """Do something that a network may refuse for a while, again and again for five minutes; then raise its error."""
-    for attempt in range(PUSH_ATTEMPTS):
+def retry(action: Callable[[], object], what: str, directory: Path) -> None:
+    """Do something that a network may refuse for a while, again and again for five minutes; then raise its error.
+
+    If the disk of `directory` is full, that is why, and it is raised at once.
+    """
+    for attempt in range(ATTEMPTS):
         try:
             action()
             return
         except StudyError as error:
-            if attempt + 1 == PUSH_ATTEMPTS:
+            if attempt + 1 == ATTEMPTS or free_mebibytes(directory) < FULL_MEBIBYTES:
                 raise
             pause = min(FIRST_PAUSE_SECONDS * 2**attempt, LONGEST_PAUSE_SECONDS)
             say(f"{what} failed, again in {duration(pause)}: {error}")
             time.sleep(pause)
+
+
+def free_mebibytes(directory: Path) -> int:
+    """Return how much room is left on the disk of `directory`."""
+    return shutil.disk_usage(directory).free >> 20
+
+
+def _move(source: Path, target: Path) -> None:
+    """Move a directory, if it is there and no other process is faster; `target` may be on another file system."""
+    taken = source.with_name(f"{source.name}.{secrets.token_hex(4)}")
+    with suppress(FileNotFoundError):
+        source.rename(taken)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(taken, target)
 
 
 def work(
@@ -144,6 +190,9 @@ def work(
     """
     pushed = trained(repository, sweep)
     scratch = scratch.resolve()
+    scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not os.access(scratch, os.W_OK | os.X_OK):
+        raise StudyError(f"{scratch}: cannot be written; name another directory by --scratch")
     remove_leftovers(scratch)
     worker = RemoteWorker(scratch / f"worker-{sweep}-{secrets.token_hex(4)}", repository, sweep)
     try:
@@ -160,7 +209,7 @@ def work(
         worker.deliver(key, (checkpoints or scratch / "checkpoints").resolve(), scratch / "logs", on_line)
         on_line(f"{key}  {TRAINED} and pushed")
     except StudyError as error:
-        left = shutil.disk_usage(scratch).free >> 20
+        left = free_mebibytes(scratch)
         if left < FULL_MEBIBYTES:  # Git and DVC put that in many words, and do not say which disk they mean
             raise StudyError(f"{error}; {scratch} has {left} MiB left") from None
         raise
@@ -168,8 +217,16 @@ def work(
         worker.remove()
 
 
-def collect(repository: str, sweep: str, order: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
-    """Take in what workers pushed; return the entries taken in, and why others were refused, by variant.
+class Collected(NamedTuple):
+    """What was pushed of a sweep: the variants taken in, why others were refused, and those whose entries are left."""
+
+    accepted: Sequence[str]
+    refused: Mapping[str, str]
+    left: Iterable[str]
+
+
+def collect(repository: str, sweep: str, order: Sequence[str]) -> Collected:
+    """Take in what workers pushed of a sweep, their logs too.
 
     `order` has the variants of the study, in DVC's order; others are not taken in.
     """
@@ -179,12 +236,14 @@ def collect(repository: str, sweep: str, order: Sequence[str]) -> tuple[dict[str
     output("git", "fetch", "--quiet", repository, f"+{PREFIX}/{sweep}/trained/*:{local}/*")
     entries: dict[str, str] = {}
     refused: dict[str, str] = {}
+    logs: dict[str, str] = {}
     try:
         for key in keys:
-            entries[key] = lockfile.split(_shown(f"{local}/{key}", ENTRY) + "\n")[project.stage_of(key)]
-            versions = json.loads(_shown(f"{local}/{key}", VERSIONS))
-            if why := _other_versions(versions):
+            entries[key] = lockfile.split(_pushed_file(f"{local}/{key}", ENTRY))[project.stage_of(key)]
+            if why := _other_versions(_pushed_file(f"{local}/{key}", PROVENANCE)):
                 refused[key] = why
+            with suppress(StudyError):  # there is none
+                logs[key] = _pushed_file(f"{local}/{key}", LOG)
     finally:
         for key in pushed:
             output("git", "update-ref", "-d", f"{local}/{key}")
@@ -192,24 +251,37 @@ def collect(repository: str, sweep: str, order: Sequence[str]) -> tuple[dict[str
     if refused:  # so that a worker trains them again
         output("git", "push", "--quiet", repository, *(f":{entry_ref(sweep, key)}" for key in refused))
     accepted = {key: entry for key, entry in entries.items() if key not in refused}
-    project.take_in(accepted, pull=True)
-    return accepted, refused
+    project.take_in(accepted, order, pull=True)
+    for key in accepted:
+        if key in logs:
+            _keep_log(key, logs[key])
+    return Collected([*accepted], refused, pushed - refused.keys())
 
 
-def _shown(ref: str, file: str) -> str:
-    return output("git", "show", f"{ref}:{file}")
+def _pushed_file(ref: str, name: str) -> str:
+    return output("git", "show", f"{ref}:{name}") + "\n"
 
 
-def _other_versions(versions: Mapping[str, str]) -> str | None:
-    """Return why results computed with `versions` are not comparable with this machine's; None if they are."""
-    own = project.versions()
+def _keep_log(key: str, log: str) -> None:
+    """Append the log of a variant to the one that is here, unless that has it."""
+    path = files.log_file(key)
+    here = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    if log not in here:
+        files.write_bytes(path, f"{here}{log}".encode())
+
+
+def _other_versions(provenance: str) -> str | None:
+    """Return why results with this provenance, a JSON text, are not comparable with this machine's, or None."""
+    versions = json.loads(provenance)["versions"]
     texts = [
-        f"{name} {version} (here: {own.get(name)})" for name, version in versions.items() if version != own.get(name)
+        f"{name} {versions.get(name)} (here: {version})"
+        for name, version in project.versions().items()
+        if versions.get(name) != version
     ]
     return f"it was trained with {', '.join(texts)}" if texts else None
 
 
-def forget(repository: str, sweep: str) -> None:
-    """Remove the refs of a sweep from the repository."""
-    refs = [snapshot_ref(sweep), *(entry_ref(sweep, key) for key in trained(repository, sweep))]
+def forget(repository: str, sweep: str, keys: Iterable[str]) -> None:
+    """Remove the snapshot of a sweep from the repository, so that no worker pushes more, and the entries of `keys`."""
+    refs = [snapshot_ref(sweep), *(entry_ref(sweep, key) for key in keys)]
     output("git", "push", "--quiet", repository, *(f":{ref}" for ref in refs))

@@ -3,15 +3,18 @@
 import fcntl
 import statistics
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from dropout_study import checkpoint, files
+from dropout_study.errors import StudyError
 from dropout_study.progress import duration, say
 from dropout_study.settings import load_settings
 from dropout_study.sweep import board as boards
+from dropout_study.sweep import lockfile
 from dropout_study.sweep.driver import known_seconds
-from dropout_study.sweep.project import SWEEP
+from dropout_study.sweep.project import SWEEP, lock_text, refusals, stage_of
 
 
 def show_status() -> None:
@@ -23,7 +26,7 @@ def show_status() -> None:
     settings = load_settings()
     keys = [variant.key for variant in settings.variants]
     running = [key for key in keys if is_locked(checkpoint.lock_file(key))]
-    trained = [key for key in keys if files.history_file(key).exists() and key not in running]
+    trained = [key for key in up_to_date(keys) if key not in running]
     say(f"{len(trained)} of {len(keys)} variants are trained" + ("" if running else "; nothing runs"))
     for key in running:
         say(last_line(files.log_file(key)) or f"{key}  starting")
@@ -33,6 +36,19 @@ def show_status() -> None:
         begin = min(checkpoint.lock_file(key).stat().st_mtime for key in running)
         left = max(0.0, (len(keys) - len(trained)) * each - min(each, time.time() - begin))
         say(f"about {duration(left)} left, at {duration(each)} each")
+
+
+def up_to_date(keys: Sequence[str]) -> list[str]:
+    """Return the variants whose entry in dvc.lock has today's settings, data and code, and whose outputs are there."""
+    try:
+        blocks = lockfile.split(lock_text())
+    except StudyError:
+        return []
+    entries = {
+        key: blocks[stage_of(key)] for key in keys if stage_of(key) in blocks and files.history_file(key).exists()
+    }
+    refused = refusals(entries)
+    return [key for key in entries if key not in refused]
 
 
 def is_locked(path: Path) -> bool:

@@ -18,6 +18,7 @@ from typing import IO, NamedTuple
 
 from dropout_study import checkpoint, files
 from dropout_study.commands import DVC, environment, failure, output
+from dropout_study.errors import StudyError
 from dropout_study.sweep import keeper, lockfile
 from dropout_study.sweep.board import LAST_LINES
 from dropout_study.sweep.project import LOCK, stage_of
@@ -68,7 +69,9 @@ class Worker:
         `cache` is DVC's cache, `lock` the dvc.lock that each variant starts from.
         """
         self.hold()
-        output("git", "clone", "--quiet", "--shared", "--no-checkout", str(project), str(self.directory))
+        output("git", "init", "--quiet", str(self.directory))
+        objects = (project / output("git", "rev-parse", "--git-path", "objects", cwd=project)).resolve()
+        (self.directory / ".git/objects/info/alternates").write_text(f"{objects}\n", encoding="utf-8")
         output("git", "checkout", "--quiet", "--detach", commit, cwd=self.directory)
         self.configure(lock, project / checkpoint.root(), project / files.LOGS, SHARED_CACHE.format(cache=cache))
         self.dvc("checkout", *DATA)
@@ -185,13 +188,19 @@ def lock_of(clone: Path) -> Path:
 def held(clone: Path) -> IO[bytes]:
     """Return the lock file of a clone, locked as long as it, or a copy of its descriptor, is open in any process.
 
-    Raises `BlockingIOError` if a process holds it.
+    Raises `BlockingIOError` if a process holds it, `StudyError` on a file system without locks.
     """
     path = lock_of(clone)
     path.parent.mkdir(parents=True, exist_ok=True)
     while True:
         file = path.open("ab")
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.close()
+            if error.errno in files.NO_LOCKS:  # without them, nobody can tell which clones are in use
+                raise StudyError(f"{path}: this file system has no locks, which a sweep needs") from None
+            raise
         if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
             return file
         file.close()  # whoever removes leftovers was faster

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from dropout_study import files
+from dropout_study.sweep import project
 from tests.clones import Clone, copied, small_project
 from tests.sweeps import KEYS, gates, outputs, processes, release, started, wait_until
 
@@ -63,6 +64,16 @@ def test_sweep_of_a_complete_study_trains_nothing(clone: Clone) -> None:
     assert "started" not in printed
 
 
+def test_dry_run_without_data_names_every_variant_and_makes_none(swept: Clone) -> None:
+    shutil.rmtree(swept.path / "data/normalized")
+    (swept.path / "dvc.lock").unlink()
+
+    printed = swept.run("dropout-study", "sweep", "--dry-run").stdout
+
+    assert re.findall(r"^would train (\S+)$", printed, re.MULTILINE) == [*KEYS]
+    assert not (swept.path / "data/normalized").exists()
+
+
 def test_dry_run_names_what_would_be_trained_and_trains_nothing(swept: Clone) -> None:
     (swept.path / "logs").mkdir(exist_ok=True)
     (swept.path / "logs/sgd-0.0-0.log").write_text("sgd-0.0-0  finished: 2 epochs in 120.0 s, 3 images/s\n")
@@ -86,7 +97,7 @@ def test_failed_variant_stops_new_ones_and_keeps_what_is_trained(swept: Clone) -
 
     assert sweep.returncode == 1
     assert started(swept) == ["sgd-0.0-0", "sgd-0.5-0"] or started(swept) == ["sgd-0.5-0", "sgd-0.0-0"]
-    assert "sgd-0.0-0 failed; the last lines of logs/sgd-0.0-0.log:" in printed
+    assert re.search("sgd-0.0-0 failed on worker-[12]; the last lines, of logs/sgd-0.0-0.log:", printed)
     assert "error: sgd-0.0-0 cannot be trained" in printed
     assert "2 of 4 variants were not trained; 1 are trained and kept" in printed.replace("\n", " ")
     assert (swept.path / "metrics/history/sgd-0.5-0.csv").exists()
@@ -113,6 +124,21 @@ def test_fail_fast_ends_what_runs(swept: Clone) -> None:
 
     assert done.returncode == 1
     assert "sgd-0.5-0 waiting (interrupted)" in done.stdout
+    assert_nothing_left(swept)
+
+
+def test_interrupt_of_the_terminal_while_clones_are_made_ends_without_a_traceback(swept: Clone) -> None:
+    """Ctrl-C reaches every process of the group: the DVC and Git that make clones, too."""
+    for key in KEYS:
+        (gates(swept) / f"hold-{key}").touch()
+    sweep = sweeping(swept)
+    wait_until(lambda: [*(swept.path / ".dvc/tmp/sweep").glob("worker-*")] != [])
+
+    os.killpg(sweep.pid, signal.SIGINT)
+    printed, _ = sweep.communicate(timeout=60)
+
+    assert sweep.returncode == 130, printed
+    assert "Traceback" not in printed
     assert_nothing_left(swept)
 
 
@@ -238,8 +264,9 @@ def test_second_sweep_in_a_project_is_refused_and_status_shows_the_first(swept: 
 
 def test_status_of_dvc_repro_names_the_variant_that_runs(swept: Clone) -> None:
     key = "sgd-0.5-0"
-    (swept.path / "metrics/history").mkdir(parents=True, exist_ok=True)
-    (swept.path / "metrics/history/sgd-0.0-0.csv").touch()
+    swept.repro("--single-item", "train@sgd-0.0-0", "train@adadelta-0.0-0")
+    stale = swept.path / "dvc.lock"
+    stale.write_text(re.sub(r"(train@adadelta-0.0-0:(?s:.*?)train.epochs:) 2", r"\1 3", stale.read_text()))
     (swept.path / "logs").mkdir(exist_ok=True)
     (swept.path / f"logs/{key}.log").write_text(f"{key}  epoch 3/9\n")
     lock = swept.path / f".checkpoints/locks/{key}.lock"
@@ -321,3 +348,26 @@ def test_killed_training_resumes_in_another_clone_with_the_bytes_of_an_uninterru
     assert "epoch 6/6" in log.read_text()
     assert outputs(clone) == expected
     assert not list((clone.path / ".checkpoints").glob("adadelta-*"))
+
+
+def test_sweep_in_a_shallow_clone_trains(swept: Clone, tmp_path: Path) -> None:
+    shallow = Clone(tmp_path / "shallow")
+    swept.run("git", "clone", "--quiet", "--depth", "1", f"file://{swept.path}", str(shallow.path))
+
+    shallow.run("dropout-study", "sweep")
+
+    assert (shallow.path / ".git/shallow").exists()
+    assert sorted(started(swept)) == sorted(KEYS)
+    assert_nothing_left(shallow)
+
+
+def test_snapshot_has_files_that_are_tracked_and_ignored(swept: Clone, monkeypatch: pytest.MonkeyPatch) -> None:
+    (swept.path / "kept.log").touch()
+    swept.append(".gitignore", "*.log\n")
+    swept.run("git", "add", "--force", "kept.log")
+    swept.commit("a file that Git has, and ignores")
+    monkeypatch.chdir(swept.path)
+
+    commit = project.snapshot("a test")
+
+    assert "kept.log" in swept.run("git", "ls-tree", "--name-only", commit).stdout.split()

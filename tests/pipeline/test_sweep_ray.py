@@ -46,6 +46,8 @@ def ray_processes() -> list[int]:
 
 
 def test_ray_gives_the_bytes_of_a_sequential_run(shared: list[str], swept: Clone) -> None:
+    before = {*Path("/tmp").glob("study-ray-*")}
+
     swept.run("dropout-study", "sweep", "--ray", *shared)
     by_ray = outputs(swept)
 
@@ -55,6 +57,7 @@ def test_ray_gives_the_bytes_of_a_sequential_run(shared: list[str], swept: Clone
     swept.repro("--force")
 
     assert outputs(swept) == by_ray
+    assert {*Path("/tmp").glob("study-ray-*")} <= before
     assert sorted(started(swept)[:4]) == sorted(KEYS)
 
 
@@ -81,8 +84,24 @@ def test_interrupted_ray_leaves_nothing_running_and_keeps_what_is_trained(shared
     assert sweep.returncode == 130
     wait_until(lambda: not processes(Clone(Path(shared[3]))), 30)
     assert not list(Path(shared[3]).glob("worker-*"))
-    assert set(ray_processes()) <= before
+    wait_until(lambda: set(ray_processes()) <= before, 30)
     assert not (swept.path / ".dvc/tmp/sweep/ray-token").exists()
     assert (swept.path / "metrics/history/sgd-0.0-0.csv").exists()
     (gates(swept) / "hold-adadelta-0.0-0").unlink()
     assert "1 of 4 variants to train" in swept.run("dropout-study", "sweep").stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--ray", "--address", "auto"], "--ray starts a cluster, --address names one that runs"),
+        (["--ray"], "params.yaml: train.threads is 0, all cores; Ray counts cores"),
+    ],
+)
+def test_ray_refuses_what_contradicts_it(shared: list[str], swept: Clone, options: list[str], message: str) -> None:
+    swept.change(train__threads=0)
+
+    done = swept.run("dropout-study", "sweep", *options, *shared, check=False)
+
+    assert done.returncode != 0
+    assert message in done.stderr

@@ -1,5 +1,6 @@
 """Sweeps over machines that share a Git repository and a DVC remote: send, worker, collect."""
 
+import json
 import re
 import shutil
 import signal
@@ -9,6 +10,8 @@ from typing import NamedTuple
 
 import pytest
 
+from dropout_study.errors import StudyError
+from dropout_study.sweep import project, remote
 from tests.clones import PROJECT, Clone, copied, environment
 from tests.sweeps import KEYS, gates, outputs, processes, set_hook, share, started, wait_until
 
@@ -46,6 +49,14 @@ def sent(swept: Clone, tmp_path: Path) -> Sweep:
 def elsewhere(sweep: Sweep) -> Clone:
     """A directory that is no project, from which workers are called."""
     return Clone(sweep.clone.path.parent / "elsewhere")
+
+
+def other_h5py(directory: Path) -> str:
+    """Return a path for Python on which there is another version of h5py, or of what says so."""
+    metadata = directory / "packages/h5py-0.0.1.dist-info/METADATA"
+    metadata.parent.mkdir(parents=True)
+    metadata.write_text("Metadata-Version: 2.1\nName: h5py\nVersion: 0.0.1\n")
+    return str(directory / "packages")
 
 
 def test_workers_and_collect_give_the_bytes_of_a_sequential_run(sent: Sweep, tmp_path: Path) -> None:
@@ -155,17 +166,81 @@ def test_collect_refuses_what_was_trained_by_other_code(sent: Sweep) -> None:
 
 
 def test_collect_refuses_what_was_trained_with_other_packages(sent: Sweep, tmp_path: Path) -> None:
-    """A worker on whose path another version of h5py comes first."""
-    metadata = tmp_path / "packages/h5py-0.0.1.dist-info/METADATA"
-    metadata.parent.mkdir(parents=True)
-    metadata.write_text("Metadata-Version: 2.1\nName: h5py\nVersion: 0.0.1\n")
-    elsewhere(sent).run(*sent.command(KEYS[0]), PYTHONPATH=str(tmp_path / "packages"))
+    elsewhere(sent).run(*sent.command(KEYS[0]), PYTHONPATH=other_h5py(tmp_path))
 
     done = sent.clone.run("dropout-study", "sweep", "collect", sent.repository, sent.name, check=False)
 
     assert done.returncode == 1
     assert f"{KEYS[0]}: not taken in, it was trained with h5py 0.0.1 (here: " in done.stderr
     assert f"train@{KEYS[0]}" not in (sent.clone.path / "dvc.lock").read_text()
+
+
+def test_result_of_other_packages_in_the_remote_is_trained_again(sent: Sweep, tmp_path: Path) -> None:
+    """Its entry was refused; DVC's run cache still has it."""
+    elsewhere(sent).run(*sent.command(KEYS[0]), PYTHONPATH=other_h5py(tmp_path))
+    sent.clone.run("dropout-study", "sweep", "collect", sent.repository, sent.name, check=False)
+
+    elsewhere(sent).run(*sent.command(KEYS[0]))
+    done = sent.clone.run("dropout-study", "sweep", "collect", sent.repository, sent.name, check=False)
+
+    assert started(sent.clone) == [KEYS[0]] * 2
+    assert "1 variant taken in" in done.stdout
+    provenance = (sent.clone.path / f"metrics/provenance/{KEYS[0]}.json").read_text()
+    assert json.loads(provenance)["versions"] == project.versions()
+
+
+def test_result_that_cannot_be_pushed_is_kept_for_the_next_call(sent: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(elsewhere(sent).path)
+    monkeypatch.setattr(remote, "ATTEMPTS", 1)
+    hook = set_hook(Path(sent.repository), "exit 1\n")
+
+    with pytest.raises(StudyError, match=rf"{KEYS[0]}: trained, but not pushed; kept in .*/unpushed/{sent.name}-"):
+        remote.work(sent.repository, sent.name, KEYS[0], sent.scratch)
+    hook.unlink()
+    remote.work(sent.repository, sent.name, KEYS[0], sent.scratch)
+
+    assert started(sent.clone) == [KEYS[0]]
+    assert any(ref.endswith(KEYS[0]) for ref in sent.refs())
+    assert not [*(sent.scratch / "checkpoints/unpushed").iterdir()]
+    assert not list(sent.scratch.glob("worker-*"))
+
+
+def test_forget_leaves_entries_that_came_after_the_last_collect(sent: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+    for key in KEYS[:2]:
+        elsewhere(sent).run(*sent.command(key))
+    monkeypatch.chdir(sent.clone.path)
+
+    remote.forget(sent.repository, sent.name, [KEYS[0]])
+
+    assert [ref.rpartition("/")[2] for ref in sent.refs()] == [KEYS[1]]
+    late = elsewhere(sent).run(*sent.command(KEYS[2]), check=False)
+    assert "has no such sweep" in late.stderr
+
+
+def test_collect_brings_the_logs(sent: Sweep) -> None:
+    logs = sent.scratch / "logs"
+    logs.mkdir(parents=True)
+    (logs / f"{KEYS[0]}.log").write_text(f"{KEYS[0]}  epoch 1/1\n")
+    here = sent.clone.path / f"logs/{KEYS[0]}.log"
+    here.parent.mkdir(exist_ok=True)
+    here.write_text("of an earlier run\n")
+    elsewhere(sent).run(*sent.command(KEYS[0]))
+
+    for _ in range(2):
+        sent.clone.run("dropout-study", "sweep", "collect", sent.repository, sent.name, check=False)
+
+    assert here.read_text() == f"of an earlier run\n{KEYS[0]}  epoch 1/1\n"
+
+
+def test_collect_without_a_lock_file_says_so(sent: Sweep) -> None:
+    elsewhere(sent).run(*sent.command(KEYS[0]))
+    (sent.clone.path / "dvc.lock").unlink()
+
+    done = sent.clone.run("dropout-study", "sweep", "collect", sent.repository, sent.name, check=False)
+
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: dvc.lock: there is no such file; ")
+    assert len(sent.refs()) == 2
 
 
 @pytest.mark.parametrize(

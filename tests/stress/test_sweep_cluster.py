@@ -5,6 +5,7 @@ import secrets
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -42,7 +43,7 @@ def nodes(tmp_path: Path) -> Iterator[Nodes]:
     token.touch(mode=0o600)
     token.write_text(secrets.token_hex(32))
     site = {SITE: str(tmp_path / "site")}
-    variables = ray_pool.EVERYWHERE | ray_pool.LOOPBACK | {ray_pool.TOKEN_PATH: str(token)}
+    variables = ray_pool.RAY_VARIABLES | ray_pool.LOOPBACK_VARIABLES | {ray_pool.TOKEN_PATH: str(token)}
     process = subprocess.Popen(
         [sys.executable, str(Path(__file__).with_name("cluster.py"))],
         env=environment(**variables, **site),
@@ -62,10 +63,10 @@ class Swept(NamedTuple):
     repository: Path
     scratch: Path
 
-    def start(self, nodes: Nodes) -> subprocess.Popen[str]:
+    def start(self, nodes: Nodes, *arguments: str) -> subprocess.Popen[str]:
         """Start a sweep on the cluster."""
         options = ["--address", nodes.address, "--repository", str(self.repository), "--scratch", str(self.scratch)]
-        return self.clone.start("dropout-study", "sweep", *options, **nodes.variables)
+        return self.clone.start("dropout-study", "sweep", *options, *arguments, **nodes.variables)
 
     def assert_nothing_left(self) -> None:
         wait_until(lambda: not processes(Clone(self.scratch)), 30)
@@ -130,6 +131,20 @@ def test_worker_killed_between_its_pushes_is_replaced_and_nothing_is_trained_aga
 
     assert outputs(project.clone) == expected
     assert started(project.clone).count(KEYS[0]) == 1
+    project.assert_nothing_left()
+
+
+def test_workers_limit_trainings_at_a_time(nodes: Nodes, project: Swept) -> None:
+    for key in KEYS:
+        (gates(project.clone) / f"hold-{key}").touch()
+    sweep = project.start(nodes, "--workers", "1")
+    wait_until(lambda: len(started(project.clone)) == 1, 120)
+
+    time.sleep(10)  # the other node is free
+
+    assert started(project.clone) == [KEYS[0]]
+    release(project.clone)
+    finish(sweep, 240)
     project.assert_nothing_left()
 
 

@@ -275,7 +275,7 @@ def test_disk_that_fills_up_in_mid_training_is_named_and_the_next_call_there_suc
     assert started(by_path.clone) == [KEYS[0]] * 2
 
 
-def test_server_that_stays_away_fails_the_worker_which_leaves_nothing(by_ssh: Sweep, server: Server) -> None:
+def test_result_survives_a_server_that_stays_away(by_ssh: Sweep, server: Server) -> None:
     gate = gates(by_ssh.clone) / f"hold-{KEYS[0]}"
     gate.touch()
     worker = by_ssh.worker("machine", KEYS[0])
@@ -286,11 +286,13 @@ def test_server_that_stays_away_fails_the_worker_which_leaves_nothing(by_ssh: Sw
     printed, _ = worker.communicate(timeout=600)
 
     assert worker.returncode == 1
-    assert re.search("^error: `dvc push .*` failed: .*[Cc]onnect", printed, re.MULTILINE), printed
+    kept = f"^error: {KEYS[0]}: trained, but not pushed; kept in .*: `dvc push .*` failed: .*[Cc]onnect"
+    assert re.search(kept, printed, re.MULTILINE), printed
     assert "Traceback" not in printed
     assert not list(by_ssh.machines.glob("*/worker-*"))
     server.start()
     assert f"{KEYS[0]}  trained and pushed" in finish(by_ssh.worker("machine", KEYS[0]), 240)
+    assert started(by_ssh.clone) == [KEYS[0]]
 
 
 def test_killed_training_resumes_on_another_machine_with_the_bytes_of_an_uninterrupted_run(tmp_path: Path) -> None:

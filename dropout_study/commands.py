@@ -29,7 +29,8 @@ def output(*command: str, cwd: Path | None = None, variables: Mapping[str, str] 
             cwd=cwd,
             env=environment(variables),
             capture_output=True,
-            text=True,
+            encoding=sys.getfilesystemencoding(),  # paths of any locale are the same bytes again
+            errors="surrogateescape",
             check=True,
             stdin=subprocess.DEVNULL,
         )

@@ -36,6 +36,7 @@ Runner = Callable[..., str]
 def fresh(tmp_path_factory: pytest.TempPathFactory) -> Clone:
     """A small project with the fake trainer and one variant, committed, never run."""
     clone = small_project(tmp_path_factory.mktemp("fresh") / "project")
+    clone.commit("what a shallow clone does not have")
     shutil.copy(FAKE_TRAINER, clone.path / "stages/train.py")
     clone.change(study__optimizers=["sgd"], study__dropouts=[0.5])
     clone.commit("never run")
@@ -121,7 +122,6 @@ def test_study_runs_in_a_shallow_clone_from_a_subdirectory(
     fresh: Clone, expected: dict[str, bytes], tmp_path: Path
 ) -> None:
     shallow = Clone(tmp_path / "shallow")
-    fresh.run("git", "commit", "--quiet", "--allow-empty", "--message", "a second commit")
     fresh.run("git", "clone", "--quiet", "--depth", "1", fresh.path.as_uri(), str(shallow.path))
 
     study(runner(shallow, "sh", "-c", 'cd docs && "$@"', "sh"), "--all-pipelines")

@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import io
 import os
 import signal
 import sys
@@ -24,6 +25,12 @@ def printable(text: object) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
 
 
+def escape_unencodable() -> None:
+    """Have standard output escape what the locale cannot encode, such as ± in ASCII: Python's default is an error."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
 def run_stage(main: Callable[..., None], description: str, *arguments: str) -> None:
     """Run a stage's `main` as a command: `--help`, optional positional `arguments`, readable errors.
 
@@ -31,6 +38,7 @@ def run_stage(main: Callable[..., None], description: str, *arguments: str) -> N
     that has a remedy. Ctrl-C and SIGTERM raise KeyboardInterrupt in `main`, and end with a message and status 130 or
     143, as shells expect.
     """
+    escape_unencodable()
     parser = argparse.ArgumentParser(
         prog=f"python -m {_module_name()}",
         description=description,

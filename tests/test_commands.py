@@ -1,9 +1,14 @@
 """Calls of other programs."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 from dropout_study.commands import output
 from dropout_study.errors import StudyError
+from tests.clones import PROJECT
 
 
 def test_output_raises_what_dvc_calls_an_error_and_nothing_else() -> None:
@@ -26,3 +31,23 @@ def test_output_names_a_program_that_is_missing() -> None:
 def test_output_does_not_pass_on_an_interrupt_of_the_terminal() -> None:
     """Ctrl-C goes to the whole process group; DVC would end with a traceback."""
     assert output("sh", "-c", "kill -INT $$; echo unharmed") == "unharmed"
+
+
+@pytest.mark.parametrize("path", ["연구".encode(), b"\xff"], ids=["korean", "not-utf-8"])
+def test_output_gives_the_bytes_of_a_path_back_in_any_locale(path: bytes) -> None:
+    code = (
+        "import os, sys\n"
+        "from dropout_study.commands import output\n"
+        "print([*os.fsencode(output('printf', sys.argv[1]))])"
+    )
+
+    for variables in ({"LC_ALL": "C", "PYTHONUTF8": "0"}, {"PYTHONUTF8": "1"}):
+        done = subprocess.run(
+            [sys.executable, "-c", code, path],
+            env=os.environ | {"PYTHONPATH": str(PROJECT)} | variables,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+        assert done.stdout == f"{[*path]}\n", done.stderr

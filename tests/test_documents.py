@@ -4,6 +4,8 @@ import hashlib
 import json
 import re
 import shlex
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -87,6 +89,26 @@ def test_document_names_only_commands_that_are_run(document: str) -> None:
 
 def test_bench_target_runs_the_benchmark() -> None:
     assert re.search(r"^bench:.*\n\tpython -m benchmarks\.training", (PROJECT / "Makefile").read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("version", [(3, 10, 13), (3, 14, 0)])
+def test_make_refuses_a_python_that_tensorflow_does_not_support(tmp_path: Path, version: tuple[int, ...]) -> None:
+    python = tmp_path / "python"
+    code = f"import sys; sys.version_info = {version}; exec(sys.argv[1])"
+    python.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -c "{code}" "$2"\n')
+    python.chmod(0o755)
+
+    done = subprocess.run(
+        ["make", "--file", str(PROJECT / "Makefile"), f"PYTHON={python}", ".venv/bin/pip"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode != 0
+    assert "Python 3.11 to 3.13 is needed" in done.stdout
+    assert not (tmp_path / ".venv").exists()
 
 
 @pytest.mark.pipeline

@@ -26,6 +26,7 @@ from dropout_study import download, progress
 from dropout_study.download import fetch
 from dropout_study.errors import StudyError
 from tests.clones import PROJECT
+from tests.needs import needs
 
 CONTENT = bytes(range(256)) * 4_000  # about a megabyte
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -361,7 +362,7 @@ def test_fetch_refuses_truncated_local_file(tmp_path: Path) -> None:
         fetch([str(source)], SHA256, tmp_path / "downloads")
 
 
-@pytest.mark.skipif(not UNREADABLE.exists(), reason="only Linux has such a file")
+@needs(UNREADABLE.exists(), "only Linux has such a file")
 def test_fetch_takes_read_error_of_local_file_as_refusal(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], archive: str
 ) -> None:
@@ -406,7 +407,7 @@ def test_fetch_names_unknown_host(tmp_path: Path) -> None:
         pytest.param(
             str(UNREADABLE),
             "Input/output error",
-            marks=pytest.mark.skipif(not UNREADABLE.exists(), reason="only Linux has such a file"),
+            marks=needs(UNREADABLE.exists(), "only Linux has such a file"),
         ),
     ],
     ids=["missing", "not-utf-8", "empty", "no-certificate", "unreadable"],
@@ -434,7 +435,7 @@ def test_fetch_takes_bad_certificate_bundle_as_refusal(
     assert server.requests == []
 
 
-@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificates")
+@needs(shutil.which("openssl") is not None, "openssl makes the certificates")
 def test_fetch_takes_untrusted_certificate_as_refusal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], archive: str
 ) -> None:
@@ -526,7 +527,7 @@ def test_fetch_takes_any_error_of_requests_as_refusal(
     assert "object at" not in refusal
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has such a device")
+@needs(Path("/dev/full").exists(), "only Linux has such a device")
 def test_fetch_reports_full_disk_as_fault_of_part(server: Server, tmp_path: Path) -> None:
     part_file(tmp_path).symlink_to("/dev/full")
 

@@ -1,10 +1,13 @@
-"""Signals, sent to a process of its own."""
+"""Signals, sent to a process of its own; what it prints in a locale without the letters."""
 
+import os
 import signal
 import subprocess
 import sys
 
 import pytest
+
+from tests.clones import PROJECT
 
 HELD = """
 import signal, time
@@ -93,3 +96,21 @@ def test_interrupts_held_restores_handlers() -> None:
 
     assert process.wait(30) == -signal.SIGTERM
     process.stdout.close()
+
+
+def test_run_stage_escapes_what_the_locale_cannot_encode() -> None:
+    code = (
+        "from dropout_study.errors import run_stage\n"
+        "from dropout_study.progress import say\n"
+        r"run_stage(lambda: say('7.5 \xb1 7.0 \u2192 \udcff'), 'A stage.')"
+    )
+
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"PYTHONPATH": str(PROJECT), "LC_ALL": "C", "PYTHONUTF8": "0"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert (done.stdout, done.stderr) == ("7.5 \\xb1 7.0 \\u2192 \\udcff\n", "")

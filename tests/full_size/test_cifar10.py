@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from tests.clones import Clone, copy_project
+from tests.needs import missing
 
 pytestmark = pytest.mark.full_size
 
@@ -25,7 +26,7 @@ GIGABYTE = 1_000_000_000
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Clone:
     """The project after download and normalize, on all of CIFAR-10, validated on the test set."""
     if "CIFAR10_ARCHIVE" not in os.environ:
-        pytest.skip("CIFAR10_ARCHIVE names no archive: the full-size tests did not run")
+        missing("CIFAR10_ARCHIVE names no archive: the full-size tests did not run")
     archive = Path(os.environ["CIFAR10_ARCHIVE"])
     clone = copy_project(tmp_path_factory.mktemp("full") / "project")
     clone.run("cp", "presets/article-adadelta.yaml", "params.yaml")

@@ -21,6 +21,7 @@ from dropout_study import files
 from dropout_study.page_tables import shown_rates
 from stages.plot import VEGA_LITE
 from tests.clones import PROJECT, Clone, copied
+from tests.needs import missing
 from tests.studies import make_up, page_project
 
 pytestmark = pytest.mark.pipeline
@@ -39,10 +40,7 @@ TEN_RATES = (0.0, 0.1, 0.2, 0.25, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95)
 def browser() -> Iterator[Browser]:
     observed = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if observed is None:
-        reason = "no Chromium on the path: apt-get install chromium"
-        if os.environ.get("CI"):
-            pytest.fail(reason)
-        pytest.skip(reason)
+        missing("no Chromium on the path: apt-get install chromium")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
             executable_path=observed, args=["--no-sandbox"] if os.geteuid() == 0 else []

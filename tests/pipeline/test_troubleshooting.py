@@ -11,6 +11,7 @@ from ruamel.yaml import YAML
 
 from tests.clones import PROJECT, Clone, copied, environment
 from tests.datasets.test_cifar10 import content, write_archive
+from tests.needs import missing
 from tests.sweeps import gates, started, wait_until
 
 pytestmark = pytest.mark.pipeline
@@ -57,9 +58,10 @@ def trained(output: str) -> list[str]:
 
 
 def possible(clone: Clone, command: str) -> None:
-    """Skip the test if this machine does not allow `command`."""
-    if shutil.which("unshare") is None or clone.run("sh", "-c", command, check=False).returncode:
-        pytest.skip("no user namespaces here")
+    """Skip the test if this machine does not allow `command`; in CI, fail it."""
+    done = clone.run("sh", "-c", command, check=False)
+    if done.returncode:
+        missing(f"no user namespaces here: {done.stderr}")
 
 
 def test_every_command_is_tested() -> None:
@@ -108,9 +110,11 @@ def test_a_user_without_a_name_needs_one(clone: Clone) -> None:
     clone.change(study__dropouts=[0.0])
 
     message = failing(clone, f"HOME=/ {NAMELESS.replace(' -u HOME', '')} dvc status")
+    homeless = failing(clone, f"{NAMELESS} dvc status")
     output = call(clone, f"{NAMELESS} env {command}")
 
     assert "getpwuid(): uid not found: 12345" in message
+    assert "could not determine the home directory" in homeless
     assert "Running stage 'evaluate'" in output
     assert not (clone.path / "~").exists()
 
@@ -153,6 +157,18 @@ def test_a_project_in_a_path_with_braces_has_to_move(finished: Clone, tmp_path: 
 
     assert "failed to reproduce 'download'" in message or "QueryingProgress" in message
     assert "Running stage 'download'" in output
+
+
+def test_a_locale_that_lacks_letters_of_the_path_needs_the_utf_8_mode(finished: Clone, tmp_path: Path) -> None:
+    (command,) = commands("in a path with letters")
+    with copied(finished, tmp_path / "연구") as clone:
+        clone.change(study__dropouts=[0.0])
+
+        message = failing(clone, "LC_ALL=C PYTHONUTF8=0 dvc status")
+        output = call(clone, f"export LC_ALL=C PYTHONUTF8=0; {command}")
+
+    assert "codec can't encode characters" in message
+    assert "Running stage 'evaluate'" in output
 
 
 def test_windows_line_endings_are_removed_by_a_new_checkout(clone: Clone) -> None:
@@ -203,6 +219,18 @@ def test_a_fresh_clone_makes_its_data(clone: Clone, tmp_path: Path) -> None:
     assert "No remote provided" in message
     assert "deleted:" in status
     assert UP_TO_DATE in fresh.dvc("status")
+
+
+def test_repro_in_a_subdirectory_needs_all_pipelines(clone: Clone) -> None:
+    clone.change(study__dropouts=[0.0])
+    (command,) = commands("dvc.yaml' does not exist")
+
+    message = failing(clone, "cd docs && dvc repro")
+    output = call(clone, "cd docs", command)
+
+    assert "dvc.yaml' does not exist" in message
+    assert re.search("Running stage '.*evaluate'", output)
+    assert UP_TO_DATE in clone.dvc("status")
 
 
 def test_status_shows_the_training_that_blocks_dvc_status(swept: Clone) -> None:

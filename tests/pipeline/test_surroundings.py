@@ -137,9 +137,10 @@ def test_study_runs_without_git_but_for_the_sweep(fresh: Clone, expected: dict[s
         clone.dvc("config", "core.no_scm", "true")
 
         study(runner(clone))
+        assert outputs(clone) == expected
+        clone.change(study__seeds=[0, 1])
         sweep = clone.run("dropout-study", "sweep", check=False)
 
-        assert outputs(clone) == expected
         assert sweep.returncode == 1
         assert re.search("^error: .*git", sweep.stderr, re.MULTILINE)
         assert "Traceback" not in sweep.stderr

@@ -42,7 +42,7 @@ bench: .venv/installed ## Compare the speed of training with stock Keras and PyT
 	python -m benchmarks.training $(if $(JSON),--json $(JSON))
 
 .PHONY: scale
-scale: .venv/installed-test ## Measure what a sweep of 15 to 1,000 variants costs beside training: half an hour
+scale: .venv/installed-test ## Measure what a sweep of 15 to 1,000 variants costs beside training: half an hour or more
 	python -m benchmarks.sweep
 
 .PHONY: lint

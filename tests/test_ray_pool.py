@@ -64,7 +64,7 @@ def test_require_ray_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
 
     with pytest.raises(StudyError, match=r"Ray is not installed: pip install .* -e '\.\[cluster\]'"):
-        ray_pool.require_ray()
+        ray_pool.require_ray(None)
 
 
 def test_inbox_gives_each_line_once() -> None:
@@ -85,6 +85,31 @@ def test_address_at_which_nothing_listens_is_refused_at_once() -> None:
             ray_pool.require_answer(address)
 
 
-@pytest.mark.parametrize("address", ["auto", "local", "ray://127.0.0.1:1"])
+def test_address_that_is_no_name_of_a_machine_is_refused() -> None:
+    with pytest.raises(StudyError, match=r"--address a\.\.b:6379: nothing answers there"):
+        ray_pool.require_answer("a..b:6379")
+
+
+def test_address_local_is_refused_for_it_would_listen_everywhere() -> None:
+    with pytest.raises(StudyError, match=r"--address local: .* --ray starts, on 127\.0\.0\.1 only"):
+        ray_pool.require_ray("local")
+
+
+@pytest.mark.parametrize(
+    ("threads", "gpus", "expected"), [(1, 0.0, 6), (2, 0.0, 3), (4, 0.0, 1), (1, 0.5, 2), (1, 1.0, 1)]
+)
+def test_room_counts_trainings_that_fit_on_a_node_each(threads: int, gpus: float, expected: int) -> None:
+    nodes = [{"CPU": 4.0, "GPU": 1.0, "memory": 1e9}, {"CPU": 2.0}]
+
+    assert ray_pool.room(nodes, threads, gpus) == expected
+
+
+@pytest.mark.parametrize(("threads", "gpus", "wanted"), [(8, 0.0, "8 cores"), (1, 1.0, "1 cores and 1 GPUs")])
+def test_room_refuses_what_no_node_has(threads: int, gpus: float, wanted: str) -> None:
+    with pytest.raises(StudyError, match=f"no machine of the cluster has {wanted}"):
+        ray_pool.room([{"CPU": 4.0}, {"CPU": 4.0}], threads, gpus)
+
+
+@pytest.mark.parametrize("address", ["auto", "ray://127.0.0.1:1"])
 def test_address_that_ray_has_to_resolve_is_left_to_it(address: str) -> None:
     assert ray_pool.require_answer(address) is None  # type: ignore[func-returns-value]

@@ -19,14 +19,14 @@ def test_killed_knows_a_signal_below_a_shell_and_without_one(status: str, killed
     assert bool(worker.KILLED.search(line)) == killed
 
 
-def test_held_refuses_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_acquire_refuses_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_locks(*_: object) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", no_locks)
 
     with pytest.raises(StudyError, match=r"worker-1\.lock: this file system has no locks, which a sweep needs"):
-        worker.held(tmp_path / "worker-1")
+        worker.acquire(tmp_path / "worker-1")
 
 
 def test_retry_tries_again_until_it_succeeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,6 +41,24 @@ def test_retry_tries_again_until_it_succeeds(tmp_path: Path, monkeypatch: pytest
     remote.retry(action, "git push", tmp_path)
 
     assert [*refusals] == []
+
+
+def test_retry_gives_up_at_once_if_the_sweep_is_over(tmp_path: Path) -> None:
+    def action() -> None:
+        raise remote.NoSuchSweepError("over")
+
+    with pytest.raises(remote.NoSuchSweepError, match="over"):
+        remote.retry(action, "git push", tmp_path)
+
+
+def test_keep_leaves_nothing_half_written_where_an_object_is_missing(tmp_path: Path) -> None:
+    cache, directory = tmp_path / "cache", tmp_path / "unpushed/sgd-0.5-0"
+    (cache / "runs").mkdir(parents=True)
+
+    with pytest.raises(StudyError, match=r"unpushed/sgd-0\.5-0: the result cannot be kept for the next call: .*No such"):
+        remote.keep([Path("files/md5/ab/cd")], cache, directory)
+
+    assert [*directory.parent.iterdir()] == []
 
 
 def test_retry_gives_up_at_once_if_the_disk_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

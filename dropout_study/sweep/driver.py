@@ -17,7 +17,7 @@ from dropout_study.settings import Settings, load_settings
 from dropout_study.sweep import board as boards
 from dropout_study.sweep import project, ray_pool, remote
 from dropout_study.sweep.board import FAILED, WAITING, Board
-from dropout_study.sweep.local_pool import LocalPool, shares
+from dropout_study.sweep.local_pool import LocalPool, cpu_sets
 from dropout_study.sweep.worker import clear
 
 DEFAULT_WORKERS = 2
@@ -30,10 +30,10 @@ class Engine(Protocol):
     def run(self, board: Board, interrupted: Event) -> None:
         """Train the variants of the board, and note on it what becomes of each."""
 
-    def take_in(self, order: Sequence[str]) -> Mapping[str, str]:
+    def take_in(self, study_keys: Sequence[str]) -> Mapping[str, str]:
         """Take the results so far into this project; return why some are refused, by variant.
 
-        `order` has the variants of the study.
+        `study_keys` has the variants of the study.
         """
 
     def logs(self) -> str:
@@ -60,16 +60,16 @@ def sweep(options: Options, ray: ray_pool.RayOptions | None = None) -> None:
     The workers are clones on this machine, or with `ray` tasks of a Ray cluster.
     """
     if ray:
-        ray_pool.require_ray()
+        ray_pool.require_ray(ray.address)
     settings = load_settings()
-    order = [variant.key for variant in settings.variants]
+    study_keys = [variant.key for variant in settings.variants]
     if ray and not settings.train.threads:
         raise StudyError(
             f"{files.SETTINGS}: train.threads is 0, all cores; Ray counts cores, but gives a training none of its own: "
             "set it to 1 or more"
         )
-    everywhere = ray is not None and ray.address is not None
-    workers = options.workers or (len(order) if everywhere else DEFAULT_WORKERS)
+    on_cluster = ray is not None and ray.address is not None
+    workers = options.workers or (len(study_keys) if on_cluster else DEFAULT_WORKERS)
     threads = threads_per_worker(settings, workers, options.threads)
     with files.locked(project.SWEEP / "lock", BUSY):
         if not options.dry_run:
@@ -77,12 +77,16 @@ def sweep(options: Options, ray: ray_pool.RayOptions | None = None) -> None:
             for path in clear(project.SWEEP):
                 say(f"removed the clone of a sweep that was killed: {path}")
             if ray:
-                ray_pool.take_in_previous(order)
+                ray_pool.take_in_previous(study_keys)
             dvc("repro", "normalize")
-        keys = project.missing(order)
+        keys = project.missing(study_keys)
         seconds = known_seconds(settings)
-        machine = None if everywhere else devices.cores()
-        _announce(settings, keys, min(workers, len(keys)), threads, seconds, machine)
+        if on_cluster:
+            say(f"{len(keys)} of {len(study_keys)} variants to train by the cluster at {ray.address if ray else ''}")
+        else:
+            _announce(settings, keys, min(workers, len(keys)), threads, seconds)
+        if keys:
+            _say_what_is_uncommitted()
         if options.dry_run:
             for key in keys:
                 say(f"would train {key}")
@@ -95,10 +99,10 @@ def sweep(options: Options, ray: ray_pool.RayOptions | None = None) -> None:
         if ray:
             engine = ray_pool.RayPool(ray, threads)
         else:
-            cores = shares(board.workers, threads, pinned=not settings.train.threads)
+            cores = cpu_sets(board.workers, threads, pinned=not settings.train.threads)
             engine = LocalPool(cores, keep_going=options.keep_going, fail_fast=options.fail_fast)
         try:
-            _train(board, engine, order)
+            _train(board, engine, study_keys)
             dvc("repro")
         finally:
             boards.show(boards.final_table(board))
@@ -124,15 +128,20 @@ def collect(repository: str, sweep: str) -> None:
 
     Raises `StudyError` if entries were refused or are missing.
     """
-    order = [variant.key for variant in load_settings().variants]
+    study_keys = [variant.key for variant in load_settings().variants]
     with files.locked(project.SWEEP / "lock", BUSY):
-        collected = remote.collect(repository, sweep, order)
+        boards.STATUS.unlink(missing_ok=True)
+        project.lock_text()
+        dvc("repro", "normalize")
+        collected = remote.collect(repository, sweep, study_keys)
         say(f"{report.count(collected.accepted, 'variant')} taken in")
-        missing = project.missing(order)
+        missing = project.missing(study_keys)
         problems = [f"{key}: not taken in, {why}" for key, why in collected.refused.items()]
+        if problems:
+            problems.append("call a worker with the right versions, or `sweep send` what has to be trained with others")
         if missing:
             some = ", ".join(missing[:3]) + (" …" if len(missing) > 3 else "")
-            problems.append(f"{len(missing)} of {len(order)} variants are missing ({some}); collect again later")
+            problems.append(f"{len(missing)} of {len(study_keys)} variants are missing ({some}); collect again later")
         if problems:
             raise StudyError("; ".join(problems))
         remote.forget(repository, sweep, collected.left)
@@ -155,19 +164,9 @@ def threads_per_worker(settings: Settings, workers: int, chosen: int | None) -> 
     return threads
 
 
-def _announce(
-    settings: Settings,
-    keys: Sequence[str],
-    workers: int,
-    threads: int,
-    seconds: Sequence[float],
-    cores: int | None,
-) -> None:
-    """Say what is going to be trained, and how long it should take if trainings took `seconds` before.
-
-    `cores` are those of this machine, None if it is not the one that trains.
-    """
-    total = len(settings.variants)
+def _announce(settings: Settings, keys: Sequence[str], workers: int, threads: int, seconds: Sequence[float]) -> None:
+    """Say what is going to be trained here, and how long it should take if trainings took `seconds` before."""
+    total, cores = len(settings.variants), devices.cores()
     if not keys:
         say(f"0 of {total} variants to train")
         return
@@ -182,9 +181,8 @@ def _announce(
             f"train.threads is 0: `dvc repro` would train with {cores} threads, not {threads}. Results "
             "differ in their last digits, and provenance shows it; a fixed number gives equal bytes either way."
         )
-    if cores and threads * workers > cores:
+    if threads * workers > cores:
         say(f"{workers} workers × {threads} threads on {cores} cores: this will not be faster")
-    _say_what_is_uncommitted()
 
 
 def _say_what_is_uncommitted() -> None:
@@ -200,17 +198,17 @@ def known_seconds(settings: Settings) -> list[float]:
     return [speed.seconds for speed in speeds if speed and speed.epochs == settings.train.epochs]
 
 
-def _train(board: Board, engine: Engine, order: Sequence[str]) -> None:
+def _train(board: Board, engine: Engine, study_keys: Sequence[str]) -> None:
     """Train the variants of the board, take in what is trained however that ends, and say what is not.
 
-    `order` has the variants of the study. Raises `StudyError` if some failed, were refused or were not trained.
+    `study_keys` has the variants of the study. Raises `StudyError` if some failed, were refused or were not trained.
     """
     with _interruptible() as interrupted:
         try:
             with board.shown():
                 engine.run(board, interrupted)
         finally:
-            refused = engine.take_in(order)
+            refused = engine.take_in(study_keys)
     failed, waiting = board.in_state(FAILED), board.in_state(WAITING)
     for key in failed:
         say(f"\n{key} failed on {board.rows[key].worker}; the last lines, of {engine.logs()}/{key}.log:")

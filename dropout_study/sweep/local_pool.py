@@ -14,15 +14,15 @@ from dropout_study.sweep.worker import Worker
 
 
 class LocalPool:
-    """Trains in clones on this machine, one for each of `shares`: the cores of a worker, or None for all of them.
+    """Trains in clones on this machine, one for each of `cpu_sets`: the cores of a worker, or None for all of them.
 
     If a variant fails, no more are started, unless `keep_going`; with `fail_fast`, those that run are ended.
     """
 
     def __init__(
-        self, shares: Sequence[frozenset[int] | None], *, keep_going: bool = False, fail_fast: bool = False
+        self, cpu_sets: Sequence[frozenset[int] | None], *, keep_going: bool = False, fail_fast: bool = False
     ) -> None:
-        self.shares = shares
+        self.cpu_sets = cpu_sets
         self.keep_going = keep_going
         self.fail_fast = fail_fast
         self._entries: dict[str, str] = {}
@@ -36,14 +36,15 @@ class LocalPool:
         for key in board.keys:
             self._waiting.put(key)
         directory = Path.cwd() / project.SWEEP
-        workers = [Worker(directory / f"worker-{i}", cores) for i, cores in enumerate(self.shares, 1)]
+        workers = [Worker(directory / f"worker-{i}", cores) for i, cores in enumerate(self.cpu_sets, 1)]
 
         def work(worker: Worker) -> None:
             try:
                 worker.prepare(Path.cwd(), commit, cache, lock)
                 self._train_with(worker, board, interrupted)
             except BaseException as error:  # a thread's error is the sweep's
-                if not (interrupted.is_set() and isinstance(error, StudyError)):  # a command that `stop` ended
+                stopped = interrupted.is_set() or self._stopping.is_set()
+                if not (stopped and isinstance(error, StudyError)):  # else a command that `stop` ended
                     self._errors.append(error)
                 self._stopping.set()
 
@@ -87,11 +88,11 @@ class LocalPool:
                 if not self.keep_going:
                     self._stopping.set()
 
-    def take_in(self, order: Sequence[str]) -> Mapping[str, str]:
-        """Take in the results so far; return why some are refused, by variant. `order` has those of the study."""
+    def take_in(self, study_keys: Sequence[str]) -> Mapping[str, str]:
+        """Take in the results so far; return why some are refused, by variant. `study_keys` has those of the study."""
         project.remove_snapshot()
         refused = project.refusals(self._entries)
-        project.take_in({key: entry for key, entry in self._entries.items() if key not in refused}, order)
+        project.take_in({key: entry for key, entry in self._entries.items() if key not in refused}, study_keys)
         return refused
 
     def logs(self) -> str:
@@ -99,7 +100,7 @@ class LocalPool:
         return str(files.LOGS)
 
 
-def shares(workers: int, threads: int, *, pinned: bool) -> list[frozenset[int] | None]:
+def cpu_sets(workers: int, threads: int, *, pinned: bool) -> list[frozenset[int] | None]:
     """Return the cores of each worker: `threads` of its own if `pinned`, else None."""
     if not pinned or not hasattr(os, "sched_getaffinity"):
         return [None] * workers

@@ -92,7 +92,7 @@ def refusals(entries: Mapping[str, str]) -> dict[str, str]:
     """
     yaml = YAML(typ="safe")
     settings = yaml.load(files.SETTINGS.read_text(encoding="utf-8"))
-    data = yaml.load(data_entries())["stages"].values()
+    data = (yaml.load(data_entries())["stages"] or {}).values()
     hashes: dict[str, str | None] = {out["path"]: out["md5"] for stage in data for out in stage["outs"]}
     refused: dict[str, str] = {}
     for key, entry in entries.items():
@@ -124,16 +124,16 @@ def _setting(settings: Any, name: str) -> Any:
     return settings
 
 
-def take_in(entries: Mapping[str, str], order: Sequence[str], *, pull: bool = False) -> None:
+def take_in(entries: Mapping[str, str], study_keys: Sequence[str], *, pull: bool = False) -> None:
     """Put the lock entries of trained variants, by key, into dvc.lock, and their outputs where they belong.
 
-    `order` has the variants of the study. The outputs have to be in DVC's cache, or with `pull` in its remote. `dvc
-    repro` would do the same, each variant dearer than the one before.
+    `study_keys` has the variants of the study. The outputs have to be in DVC's cache, or with `pull` in its remote.
+    `dvc repro` would do the same, each variant dearer than the one before.
     """
     if not entries:
         return
     blocks = {stage_of(key): entry for key, entry in entries.items()}
-    files.write_bytes(LOCK, lockfile.merged(lock_text(), blocks, [*map(stage_of, order)]).encode())
+    files.write_bytes(LOCK, lockfile.merged(lock_text(), blocks, [*map(stage_of, study_keys)]).encode())
     # All variants at once, those without an entry passed over: DVC is slow with many targets. What is in the way of an
     # output is stale, and `dvc repro` would remove it, too.
     output(*DVC, "pull" if pull else "checkout", "--force", "--allow-missing", "train")

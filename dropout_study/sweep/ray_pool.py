@@ -6,11 +6,12 @@ travel as for every other machine, by a Git repository and a DVC remote: see `re
 
 import os
 import secrets
+import signal
 import socket
 import stat
 import tempfile
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Event
@@ -20,7 +21,7 @@ from dropout_study import files
 from dropout_study.errors import StudyError, printable
 from dropout_study.progress import say
 from dropout_study.sweep import remote
-from dropout_study.sweep.board import ATTEMPTS, FAILED, TRAINED, WAITING, Board
+from dropout_study.sweep.board import ATTEMPTS, FAILED, RUNNING, TRAINED, WAITING, Board
 from dropout_study.sweep.keeper import GRACE_SECONDS
 from dropout_study.sweep.project import SWEEP
 from dropout_study.sweep.worker import clear
@@ -42,12 +43,17 @@ ANSWER_SECONDS = 10  # for a machine of the cluster to accept a connection
 SENT = SWEEP / "ray.json"  # the sweep that runs, for the next one if this driver is killed
 
 
-def require_ray() -> None:
-    """Raise `StudyError` if Ray is not installed."""
+def require_ray(address: str | None) -> None:
+    """Raise `StudyError` if Ray is not installed, or the cluster at `address` (None: one of our own) cannot be used."""
     import importlib.util
 
     if importlib.util.find_spec("ray") is None:
         raise StudyError("Ray is not installed: pip install -c requirements-test.txt -e '.[cluster]'")
+    if address == "local":
+        raise StudyError("--address local: a Ray of this machine alone is what --ray starts, on 127.0.0.1 only")
+    variables(address, os.environ)
+    if address is not None:
+        require_answer(address)
 
 
 def variables(address: str | None, environment: Mapping[str, str]) -> dict[str, str]:
@@ -72,7 +78,6 @@ def variables(address: str | None, environment: Mapping[str, str]) -> dict[str, 
 @contextmanager
 def connected(address: str | None, processors: int) -> Iterator[Any]:
     """Connect to the cluster at `address`, or start one of `processors` on this machine; yield the module `ray`."""
-    require_ray()
     os.environ |= variables(address, os.environ)
     token = SWEEP / "ray-token"
     if address is None:
@@ -85,21 +90,22 @@ def connected(address: str | None, processors: int) -> Iterator[Any]:
     # Its path is a part of that of Ray's sockets, which have to be short.
     session = tempfile.TemporaryDirectory(prefix="study-ray-", dir="/tmp", ignore_cleanup_errors=True)
     try:
-        options: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
+        options: dict[str, Any] = {"address": address, "log_to_driver": False, "logging_level": "error"}
         if address is None:
             options |= {
+                "address": "local",  # whatever RAY_ADDRESS says
                 "num_cpus": processors,
                 "include_dashboard": False,
                 "object_store_memory": OBJECT_STORE_BYTES,
                 "_temp_dir": session.name,
             }
-        else:
-            require_answer(address)
-            options["address"] = address
+        handler = signal.getsignal(signal.SIGTERM)
         try:
             ray.init(**options)
         except ConnectionError as error:
             raise StudyError(f"--address {address}: no Ray cluster: {printable(error)}") from None
+        finally:
+            signal.signal(signal.SIGTERM, handler)  # Ray's would end this process, and leave what it started
         yield ray
     finally:
         ray.shutdown()
@@ -115,7 +121,7 @@ def require_answer(address: str) -> None:
         return
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_SECONDS).close()
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, ValueError) as error:
         raise StudyError(
             f"--address {address}: nothing answers there ({printable(error)}); `ray start --head` prints the address"
         ) from None
@@ -155,6 +161,19 @@ def resources(threads: int, gpus: float) -> dict[str, float]:
     return {"num_cpus": threads, "num_gpus": gpus} if gpus else {"num_cpus": threads}
 
 
+def room(nodes: Iterable[Mapping[str, float]], threads: int, gpus: float) -> int:
+    """Return how many trainings have room at a time on `nodes`, each with its "CPU" and "GPU".
+
+    Raises `StudyError` if none has, for which Ray would wait for ever.
+    """
+    needs = {"CPU": float(threads)} | ({"GPU": gpus} if gpus else {})
+    total = sum(int(min(node.get(name, 0) / count for name, count in needs.items())) for node in nodes)
+    if not total:
+        wanted = f"{threads} cores" + (f" and {gpus:g} GPUs" if gpus else "")
+        raise StudyError(f"no machine of the cluster has {wanted}, as each training needs; see train.threads")
+    return total
+
+
 class RayOptions(NamedTuple):
     """The cluster's `address` (None: one of this machine alone), and what its machines share and have."""
 
@@ -178,6 +197,8 @@ class RayPool:
         self._sweep = remote.send(self.options.repository, board.keys)
         files.write_json(SENT, {"repository": self.options.repository, "sweep": self._sweep})
         with connected(self.options.address, self.threads * board.workers) as ray:
+            nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+            board.workers = min(board.workers, room(nodes, self.threads, self.options.gpus))
             try:
                 self._run_tasks(ray, board, interrupted)
             finally:
@@ -210,6 +231,8 @@ class RayPool:
                 for reference in running:  # else Ray waits for the next line that the training prints
                     ray.cancel(reference, force=True)
                 ray.wait([*running], num_returns=len(running), timeout=30)
+                for key in board.in_state(RUNNING):
+                    board.ended(key, WAITING, 0.0, "interrupted")
                 return
             for reference in done:
                 key = running.pop(reference)
@@ -229,31 +252,36 @@ class RayPool:
                         board.ended(key, FAILED, 0.0)
             board.write()
 
-    def take_in(self, order: Sequence[str]) -> Mapping[str, str]:
-        """Take in what was pushed; return why some of it is refused, by variant. `order` has those of the study."""
+    def take_in(self, study_keys: Sequence[str]) -> Mapping[str, str]:
+        """Take in what was pushed; return why some is refused, by variant. `study_keys` has those of the study."""
         if self._sweep is None:
             return {}
-        refused = _collected(self.options.repository, self._sweep, order)
+        refused = _collect_and_forget(self.options.repository, self._sweep, study_keys)
         SENT.unlink()
         return refused
 
     def logs(self) -> str:
         """Return where the logs of variants are that failed."""
-        return f"{self.options.scratch}/logs"
+        return str(remote.logs(self.options.scratch, self._sweep or ""))
 
 
-def take_in_previous(order: Sequence[str]) -> None:
+def take_in_previous(study_keys: Sequence[str]) -> None:
     """Take in what the workers of a sweep pushed whose driver was killed; remove its refs."""
     if SENT.exists():
         previous = files.read_json(SENT)
-        SENT.unlink()  # if its repository is gone, the next sweep is not to fail for the same reason
-        say(f"taking in what is left of a sweep that was killed: {previous['sweep']}")
-        _collected(previous["repository"], previous["sweep"], order)
+        say(f"collecting what is left of a sweep that was killed: {previous['sweep']}")
+        try:
+            _collect_and_forget(previous["repository"], previous["sweep"], study_keys)
+        except remote.NoSuchSweepError:
+            say("nothing is left of it")
+        except StudyError as error:
+            raise StudyError(f"{error}; if {previous['repository']} is gone for good, remove {SENT}") from None
+        SENT.unlink()
 
 
-def _collected(repository: str, sweep: str, order: Sequence[str]) -> Mapping[str, str]:
+def _collect_and_forget(repository: str, sweep: str, study_keys: Sequence[str]) -> Mapping[str, str]:
     """Take in what was pushed of a sweep and remove its refs; return why some of it is refused, by variant."""
-    collected = remote.collect(repository, sweep, order)
+    collected = remote.collect(repository, sweep, study_keys)
     remote.forget(repository, sweep, collected.left)
     return collected.refused
 

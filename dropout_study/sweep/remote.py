@@ -6,6 +6,7 @@ push is what makes the variant done: a worker that dies before it is simply call
 `collect` takes all entries in.
 """
 
+import itertools
 import json
 import os
 import secrets
@@ -14,11 +15,11 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from dropout_study import files
 from dropout_study.commands import DVC, output
-from dropout_study.errors import StudyError
+from dropout_study.errors import StudyError, printable
 from dropout_study.progress import duration, say
 from dropout_study.sweep import lockfile, project
 from dropout_study.sweep.board import TRAINED
@@ -29,11 +30,14 @@ PREFIX = "refs/dropout-study/sweeps"
 ENTRY = "dvc.lock"
 PROVENANCE = "provenance.json"
 LOG = "training.log"
-UNPUSHED = "unpushed"  # below the checkpoints: DVC's cache of clones that could not push
-ATTEMPTS = 10  # of a pull or push
+UNPUSHED = "unpushed"  # below the checkpoints: results that could not be pushed, each as a DVC cache
+NETWORK_ATTEMPTS = 10  # of a pull or push
 FIRST_PAUSE_SECONDS = 2.0  # before it is tried again; doubled each time, up to
 LONGEST_PAUSE_SECONDS = 60.0
 FULL_MEBIBYTES = 16  # a scratch directory with less left has no room for a clone
+
+
+Value = TypeVar("Value")
 
 
 def snapshot_ref(sweep: str) -> str:
@@ -58,12 +62,16 @@ def send(repository: str, keys: Sequence[str]) -> str:
     return sweep
 
 
-def trained(repository: str, sweep: str) -> set[str]:
-    """Return the variants of a sweep that are trained and pushed. Raises `StudyError` if there is no such sweep."""
+class NoSuchSweepError(StudyError):
+    """A sweep was never sent, or is over."""
+
+
+def pushed_variants(repository: str, sweep: str) -> set[str]:
+    """Return the variants of a sweep that are trained and pushed. Raises `NoSuchSweepError` if it is not there."""
     lines = output("git", "ls-remote", repository, f"{PREFIX}/{sweep}/*").splitlines()
     refs = {line.partition("\t")[2] for line in lines}
     if snapshot_ref(sweep) not in refs:
-        raise StudyError(f"{sweep}: {repository} has no such sweep; `dropout-study sweep send` makes one")
+        raise NoSuchSweepError(f"{sweep}: {repository} has no such sweep; `dropout-study sweep send` makes one")
     return {ref.rpartition("/")[2] for ref in refs} - {"snapshot"}
 
 
@@ -75,43 +83,49 @@ class RemoteWorker(Worker):
         self.repository = repository
         self.sweep = sweep
 
-    def fetch(self) -> list[str]:
+    def fetch(self, on_line: Callable[[str], None]) -> list[str]:
         """Make the clone from the snapshot of the sweep, without its data; return the variants to train."""
         self.hold()
         self.directory.mkdir()
         self._git("init", "--quiet")
-        snapshot = snapshot_ref(self.sweep)
-        self.run("git", "fetch", "--quiet", "--depth", "1", self.repository, snapshot, variables=GIT_IDENTITY)
+        command = ("git", "fetch", "--quiet", "--depth", "1", self.repository, snapshot_ref(self.sweep))
+        retry(lambda: self.run(*command, variables=GIT_IDENTITY), "git fetch", self.directory, on_line)
         self._git("checkout", "--quiet", "--detach", "FETCH_HEAD")
         return self._git("log", "-1", "--format=%B").split()
 
     def _git(self, *arguments: str) -> str:
         return output("git", *arguments, cwd=self.directory, variables=GIT_IDENTITY)
 
-    def deliver(self, key: str, checkpoints: Path, logs: Path, on_line: Callable[[str], None]) -> None:
+    def train_and_push(self, key: str, checkpoints: Path, logs: Path, on_line: Callable[[str], None]) -> None:
         """Pull the data, train a variant, and push what came of it. Raises `StudyError` if any of it fails.
 
-        If a push fails for good, what was trained is kept beside the checkpoints, and the next call begins with it.
+        If it ends before all is pushed, in whatever way but a kill, the result is kept below `checkpoints`, and the
+        next call there, in this sweep or another, begins with it.
         """
         lock = lockfile.only((self.directory / LOCK).read_text(encoding="utf-8"), project.DATA_STAGES)
         self.configure(lock, checkpoints, logs)
-        cache, unpushed = self.directory / ".dvc/cache", checkpoints / UNPUSHED / f"{self.sweep}-{key}"
-        _move(unpushed, cache)
-        self._retry(key, lambda: self.dvc("pull", *DATA), "dvc pull")
-        entry = self._trained(key, on_line, "--pull")
+        cache, unpushed = self.directory / ".dvc/cache", checkpoints / UNPUSHED / key
+        if unpushed.exists():
+            shutil.copytree(unpushed, cache, dirs_exist_ok=True)
+
+        def persist(what: str, action: Callable[[], object]) -> None:
+            retry(action, f"{key}: {what}", self.directory, on_line)
+
+        persist("dvc pull", lambda: self.dvc("pull", *DATA))
+        entry = self._train_or_restore(key, on_line, "--pull")
         if _other_versions(self._provenance(key)):  # DVC's cache has a result that was trained elsewhere
-            entry = self._trained(key, on_line, "--force")
+            entry = self._train_or_restore(key, on_line, "--force")
         try:
-            self._retry(key, lambda: self.dvc("push", "--run-cache", project.stage_of(key)), "dvc push")
-            self._retry(key, lambda: self._push_entry(key, entry), "git push")
-        except StudyError as error:
-            _move(cache, unpushed)
+            persist("dvc push", lambda: self.dvc("push", "--run-cache", project.stage_of(key)))
+            persist("git push", lambda: self._push_entry(key, entry))
+        except BaseException as error:
+            keep(lockfile.objects(entry), cache, unpushed)
+            if not isinstance(error, StudyError):
+                raise
             raise StudyError(f"{key}: trained, but not pushed; kept in {unpushed} for the next call: {error}") from None
+        shutil.rmtree(unpushed, ignore_errors=True)
 
-    def _retry(self, key: str, action: Callable[[], object], what: str) -> None:
-        retry(action, f"{key}: {what}", self.directory)
-
-    def _trained(self, key: str, on_line: Callable[[str], None], option: str) -> str:
+    def _train_or_restore(self, key: str, on_line: Callable[[str], None], option: str) -> str:
         """Train a variant, or take it from DVC's cache; return its entry in dvc.lock."""
         outcome = self.train(key, on_line, option)
         if outcome.entry is None:
@@ -138,26 +152,27 @@ class RemoteWorker(Worker):
         tree = output("git", "write-tree", cwd=self.directory, variables=index)
         (self.directory / ".git/entry-index").unlink()
         commit = self._git("commit-tree", tree, "-m", key)
-        if key not in trained(self.repository, self.sweep):
+        if key not in pushed_variants(self.repository, self.sweep):
             entry = f"{commit}:{entry_ref(self.sweep, key)}"
             self.run("git", "push", "--quiet", self.repository, entry, variables=GIT_IDENTITY)
 
 
-def retry(action: Callable[[], object], what: str, directory: Path) -> None:
+def retry(action: Callable[[], Value], what: str, directory: Path, on_line: Callable[[str], None] = say) -> Value:
     """Do something that a network may refuse for a while, again and again for five minutes; then raise its error.
 
-    If the disk of `directory` is full, that is why, and it is raised at once.
+    If the disk of `directory` is full, that is why, and it is raised at once. `on_line` gets what is said meanwhile.
     """
-    for attempt in range(ATTEMPTS):
+    for attempt in itertools.count(1):
         try:
-            action()
-            return
+            return action()
         except StudyError as error:
-            if attempt + 1 == ATTEMPTS or free_mebibytes(directory) < FULL_MEBIBYTES:
+            full = free_mebibytes(directory) < FULL_MEBIBYTES
+            if attempt == NETWORK_ATTEMPTS or full or isinstance(error, NoSuchSweepError):
                 raise
-            pause = min(FIRST_PAUSE_SECONDS * 2**attempt, LONGEST_PAUSE_SECONDS)
-            say(f"{what} failed, again in {duration(pause)}: {error}")
+            pause = min(FIRST_PAUSE_SECONDS * 2 ** (attempt - 1), LONGEST_PAUSE_SECONDS)
+            on_line(f"{what} failed, again in {duration(pause)}: {error}")
             time.sleep(pause)
+    raise AssertionError
 
 
 def free_mebibytes(directory: Path) -> int:
@@ -165,13 +180,28 @@ def free_mebibytes(directory: Path) -> int:
     return shutil.disk_usage(directory).free >> 20
 
 
-def _move(source: Path, target: Path) -> None:
-    """Move a directory, if it is there and no other process is faster; `target` may be on another file system."""
-    taken = source.with_name(f"{source.name}.{secrets.token_hex(4)}")
-    with suppress(FileNotFoundError):
-        source.rename(taken)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.move(taken, target)
+def keep(objects: Iterable[Path], cache: Path, directory: Path) -> None:
+    """Copy `objects` of a DVC cache, and its run cache, to `directory`, whole or not at all; replace what is there.
+
+    Raises `StudyError` if that fails, for example because the disk is full.
+    """
+    new = directory.with_name(f".{directory.name}.{secrets.token_hex(4)}")
+    try:
+        shutil.copytree(cache / "runs", new / "runs")
+        for path in objects:
+            (new / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(cache / path, new / path)
+        shutil.rmtree(directory, ignore_errors=True)
+        new.rename(directory)
+    except OSError as error:
+        raise StudyError(f"{directory}: the result cannot be kept for the next call: {printable(error)}") from error
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def logs(scratch: Path, sweep: str) -> Path:
+    """Return where a machine keeps the logs of a sweep."""
+    return scratch / "logs" / sweep
 
 
 def work(
@@ -188,15 +218,15 @@ def work(
     killed leaves its state: a directory that the machines share, so that another can resume; by default one in
     `scratch`. `on_line` gets what is printed. Raises `StudyError` if the training or a push fails.
     """
-    pushed = trained(repository, sweep)
     scratch = scratch.resolve()
     scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if not os.access(scratch, os.W_OK | os.X_OK):
-        raise StudyError(f"{scratch}: cannot be written; name another directory by --scratch")
+    if scratch.stat().st_uid not in (0, os.getuid()) or not os.access(scratch, os.W_OK | os.X_OK):
+        raise StudyError(f"{scratch}: is another user's, or cannot be written; name another directory by --scratch")
+    pushed = retry(lambda: pushed_variants(repository, sweep), "git ls-remote", scratch, on_line)
     remove_leftovers(scratch)
     worker = RemoteWorker(scratch / f"worker-{sweep}-{secrets.token_hex(4)}", repository, sweep)
     try:
-        keys = worker.fetch()
+        keys = worker.fetch(on_line)
         if isinstance(key, int):
             if key >= len(keys):
                 raise StudyError(f"--index {key}: the sweep {sweep} has {len(keys)} variants, counted from 0")
@@ -206,7 +236,7 @@ def work(
         if key in pushed:
             on_line(f"{key}  is trained and pushed already")
             return
-        worker.deliver(key, (checkpoints or scratch / "checkpoints").resolve(), scratch / "logs", on_line)
+        worker.train_and_push(key, (checkpoints or scratch / "checkpoints").resolve(), logs(scratch, sweep), on_line)
         on_line(f"{key}  {TRAINED} and pushed")
     except StudyError as error:
         left = free_mebibytes(scratch)
@@ -225,13 +255,13 @@ class Collected(NamedTuple):
     left: Iterable[str]
 
 
-def collect(repository: str, sweep: str, order: Sequence[str]) -> Collected:
+def collect(repository: str, sweep: str, study_keys: Sequence[str]) -> Collected:
     """Take in what workers pushed of a sweep, their logs too.
 
-    `order` has the variants of the study, in DVC's order; others are not taken in.
+    `study_keys` has the variants of the study, in DVC's order; others are not taken in.
     """
-    pushed = trained(repository, sweep)
-    keys = [key for key in order if key in pushed]
+    pushed = pushed_variants(repository, sweep)
+    keys = [key for key in study_keys if key in pushed]
     local = f"{project.REF}-entries"
     output("git", "fetch", "--quiet", repository, f"+{PREFIX}/{sweep}/trained/*:{local}/*")
     entries: dict[str, str] = {}
@@ -251,7 +281,7 @@ def collect(repository: str, sweep: str, order: Sequence[str]) -> Collected:
     if refused:  # so that a worker trains them again
         output("git", "push", "--quiet", repository, *(f":{entry_ref(sweep, key)}" for key in refused))
     accepted = {key: entry for key, entry in entries.items() if key not in refused}
-    project.take_in(accepted, order, pull=True)
+    project.take_in(accepted, study_keys, pull=True)
     for key in accepted:
         if key in logs:
             _keep_log(key, logs[key])

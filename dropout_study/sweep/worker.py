@@ -78,7 +78,7 @@ class Worker:
 
     def hold(self) -> None:
         """Lock the clone for this process and all that it starts in it."""
-        self._held = held(self.directory)
+        self._held = acquire(self.directory)
 
     def configure(self, lock: str, checkpoints: Path, logs: Path, config: str = "") -> None:
         """Say what each variant starts from, and where checkpoints and logs are; `config` is of DVC's."""
@@ -185,7 +185,7 @@ def lock_of(clone: Path) -> Path:
     return clone.with_name(f"{clone.name}.lock")
 
 
-def held(clone: Path) -> IO[bytes]:
+def acquire(clone: Path) -> IO[bytes]:
     """Return the lock file of a clone, locked as long as it, or a copy of its descriptor, is open in any process.
 
     Raises `BlockingIOError` if a process holds it, `StudyError` on a file system without locks.
@@ -212,7 +212,7 @@ def remove_leftovers(directory: Path) -> list[Path]:
     for lock in sorted(directory.glob("worker-*.lock")):
         clone = lock.with_suffix("")
         try:
-            file = held(clone)
+            file = acquire(clone)
         except BlockingIOError:
             continue
         if clone.exists():

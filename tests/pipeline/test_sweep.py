@@ -6,7 +6,6 @@ import re
 import shutil
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -90,7 +89,7 @@ def test_failed_variant_stops_new_ones_and_keeps_what_is_trained(swept: Clone) -
     (gates(swept) / "fail-sgd-0.0-0").touch()
     sweep = sweeping(swept)
     wait_until(lambda: len(started(swept)) == 2)
-    time.sleep(2)  # the failure is noticed
+    wait_until(lambda: '"failed"' in (swept.path / ".dvc/tmp/sweep/status.json").read_text())
     (gates(swept) / "hold-sgd-0.5-0").unlink()
 
     printed, _ = sweep.communicate(timeout=60)

@@ -48,7 +48,7 @@ def ray_processes() -> list[int]:
 def test_ray_gives_the_bytes_of_a_sequential_run(shared: list[str], swept: Clone) -> None:
     before = {*Path("/tmp").glob("study-ray-*")}
 
-    swept.run("dropout-study", "sweep", "--ray", *shared)
+    swept.run("dropout-study", "sweep", "--ray", *shared, RAY_ADDRESS="127.0.0.1:1")
     by_ray = outputs(swept)
 
     for path in [swept.path / "dvc.lock", *(swept.path / "models/variants").iterdir()]:
@@ -61,7 +61,10 @@ def test_ray_gives_the_bytes_of_a_sequential_run(shared: list[str], swept: Clone
     assert sorted(started(swept)[:4]) == sorted(KEYS)
 
 
-def test_interrupted_ray_leaves_nothing_running_and_keeps_what_is_trained(shared: list[str], swept: Clone) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_ray_leaves_nothing_running_and_keeps_what_is_trained(
+    shared: list[str], swept: Clone, number: int
+) -> None:
     before = set(ray_processes())
     (gates(swept) / "hold-adadelta-0.0-0").touch()
     sweep = subprocess.Popen(
@@ -76,7 +79,7 @@ def test_interrupted_ray_leaves_nothing_running_and_keeps_what_is_trained(shared
     own = [pid for pid in ray_processes() if pid not in before]
     addresses = listening(own)
 
-    sweep.send_signal(signal.SIGINT)
+    sweep.send_signal(number)
     sweep.communicate(timeout=120)
 
     assert addresses <= {"0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F"}
@@ -86,6 +89,7 @@ def test_interrupted_ray_leaves_nothing_running_and_keeps_what_is_trained(shared
     assert not list(Path(shared[3]).glob("worker-*"))
     wait_until(lambda: set(ray_processes()) <= before, 30)
     assert not (swept.path / ".dvc/tmp/sweep/ray-token").exists()
+    assert swept.run("git", "ls-remote", shared[1], "refs/dropout-study/*").stdout == ""
     assert (swept.path / "metrics/history/sgd-0.0-0.csv").exists()
     (gates(swept) / "hold-adadelta-0.0-0").unlink()
     assert "1 of 4 variants to train" in swept.run("dropout-study", "sweep").stdout

@@ -189,19 +189,42 @@ def test_result_of_other_packages_in_the_remote_is_trained_again(sent: Sweep, tm
     assert json.loads(provenance)["versions"] == project.versions()
 
 
-def test_result_that_cannot_be_pushed_is_kept_for_the_next_call(sent: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_result_that_cannot_be_pushed_is_kept_until_it_is_pushed(sent: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The repository refuses; then the remote is away; then it has nothing but the data."""
     monkeypatch.chdir(elsewhere(sent).path)
-    monkeypatch.setattr(remote, "ATTEMPTS", 1)
+    monkeypatch.setattr(remote, "NETWORK_ATTEMPTS", 1)
     hook = set_hook(Path(sent.repository), "exit 1\n")
+    dvc_remote, away = sent.clone.path.parent / "remote", sent.clone.path.parent / "away"
+    shutil.copytree(dvc_remote, away)
 
-    with pytest.raises(StudyError, match=rf"{KEYS[0]}: trained, but not pushed; kept in .*/unpushed/{sent.name}-"):
+    with pytest.raises(StudyError, match=rf"{KEYS[0]}: trained, but not pushed; kept in .*/unpushed/{KEYS[0]} for"):
         remote.work(sent.repository, sent.name, KEYS[0], sent.scratch)
     hook.unlink()
+    shutil.rmtree(dvc_remote)
+    with pytest.raises(StudyError, match="dvc pull"):
+        remote.work(sent.repository, sent.name, KEYS[0], sent.scratch)
+    away.rename(dvc_remote)
     remote.work(sent.repository, sent.name, KEYS[0], sent.scratch)
 
     assert started(sent.clone) == [KEYS[0]]
     assert any(ref.endswith(KEYS[0]) for ref in sent.refs())
     assert not [*(sent.scratch / "checkpoints/unpushed").iterdir()]
+    assert not list(sent.scratch.glob("worker-*"))
+
+
+def test_worker_that_is_interrupted_before_its_push_keeps_the_result(sent: Sweep) -> None:
+    set_hook(Path(sent.repository), "exit 1\n")
+    worker = elsewhere(sent).start(*sent.command(KEYS[0]))
+    assert worker.stdout
+    for line in worker.stdout:
+        if "git push failed, again in" in line:
+            break
+
+    worker.send_signal(signal.SIGTERM)
+    printed, _ = worker.communicate(timeout=60)
+
+    assert worker.returncode == 130, printed
+    assert (sent.scratch / f"checkpoints/unpushed/{KEYS[0]}/runs").exists()
     assert not list(sent.scratch.glob("worker-*"))
 
 
@@ -218,7 +241,7 @@ def test_forget_leaves_entries_that_came_after_the_last_collect(sent: Sweep, mon
 
 
 def test_collect_brings_the_logs(sent: Sweep) -> None:
-    logs = sent.scratch / "logs"
+    logs = remote.logs(sent.scratch, sent.name)
     logs.mkdir(parents=True)
     (logs / f"{KEYS[0]}.log").write_text(f"{KEYS[0]}  epoch 1/1\n")
     here = sent.clone.path / f"logs/{KEYS[0]}.log"

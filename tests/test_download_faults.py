@@ -377,7 +377,7 @@ def exact_file_or_reasons(server: Server, scripts: Sequence[str], part: bytes, l
             assert sent(server, good) <= (len(CONTENT) - left if left else 2 * len(CONTENT))
 
 
-@settings(max_examples=80, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=50, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(scripts, min_size=1, max_size=4), parts, leftovers)
 def test_fetch_from_places_with_faults_gives_exact_file_or_every_reason(
     server: Server, scripts: list[str], part: bytes, leftover: bytes
@@ -396,7 +396,7 @@ def test_fetch_from_places_with_faults_gives_exact_file_or_every_reason_1_500_ti
     exact_file_or_reasons(server, scripts, part, leftover)
 
 
-@settings(max_examples=50, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=30, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.lists(st.sampled_from(HONEST), min_size=1, max_size=3).map(",".join), min_size=1, max_size=4))
 def test_fetch_from_honest_places_with_faults_fetches_no_byte_twice(server: Server, scripts: list[str]) -> None:
     with TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:

@@ -5,70 +5,90 @@ one of the exceptions below there and then, so that every `OSError` that is left
 """
 
 import hashlib
+import io
 import os
 import re
+import shutil
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple
-from urllib.parse import urlsplit
+from queue import Empty, Queue
+from threading import Event, Thread
+from typing import Any, NamedTuple
+from urllib.parse import urljoin, urlsplit
 from urllib.request import url2pathname
 
 import requests
 import urllib3
 
-from dropout_study.errors import StudyError
+from dropout_study.errors import StudyError, printable
 from dropout_study.files import locked, sync_directory
 from dropout_study.progress import download_bar, say
 
 PIECE = 1 << 16  # bytes that are read at most before they are written and shown
-TIMEOUT = (10, 30)  # seconds to connect, and between two pieces of the answer
+TIMEOUT = (10, 30)  # seconds to connect, and between two bytes of the answer
+ANSWER_SECONDS = 60.0  # until an answer begins, redirects included, and between two pieces of it
 BROKEN_CONNECTIONS = 5  # in a row without a byte gained, before the next place is tried
 PAUSE = 1.0  # seconds, times the number of connections in a row that broke without a byte gained
 MINIMUM_RATE = 200_000  # bytes per second, at which CIFAR-10 takes 14 minutes; slower places are tried last
 RATE_SECONDS = 60.0  # seconds over which a place's rate is measured
+HOPELESS_RATE = 1_000  # bytes per second, at which CIFAR-10 takes two days; a slower place is given up
+HOPELESS_SECONDS = 300.0  # likewise
 MAXIMUM_BYTES = 2 << 30  # larger than any archive we use; a stream that does not end is cut off here
 
 # What requests and urllib3 let through: bare OSError and ValueError as well as their own. RuntimeError: no home for ~.
 PLACE_ERRORS = (OSError, ValueError, RuntimeError, urllib3.exceptions.HTTPError)
 # Variables that requests obeys. A refusal names those that are set: only their reader knows whether they are right.
 VARIABLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
+LONGEST_REASON = 300  # characters; servers choose what they answer
 
 
-class _RefusalError(Exception):
+class _PlaceError(Exception):
+    """What is wrong with a place, in one line that does nothing to a terminal."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(printable(reason)[:LONGEST_REASON])
+
+
+class _RefusalError(_PlaceError):
     """A place does not have the file, or cannot be reached: try the next one."""
 
 
-class _BrokenError(Exception):
+class _RangeError(_RefusalError):
+    """A place sends another range than it was asked for."""
+
+
+class _BrokenError(_PlaceError):
     """A connection ended early: ask the same place for the rest."""
 
 
-class _SlowError(Exception):
+class _SlowError(_PlaceError):
     """A place delivers only `rate` bytes per second: try the others first."""
 
-    def __init__(self, rate: float) -> None:
-        super().__init__(f"{rate / 1000:,.1f} kB/s, below the minimum of {MINIMUM_RATE / 1000:,.1f} kB/s")
+    def __init__(self, rate: float, minimum_rate: float) -> None:
+        super().__init__(f"{rate / 1000:,.1f} kB/s, below the minimum of {minimum_rate / 1000:,.1f} kB/s")
         self.rate = rate
 
 
 class _RateLimit:
-    """The rate of one place, over all its connections, in periods of at least `RATE_SECONDS`."""
+    """The rate of one place, over all its connections, in periods of at least `seconds`."""
 
-    def __init__(self, minimum_rate: float) -> None:
+    def __init__(self, minimum_rate: float, seconds: float) -> None:
         self.minimum_rate = minimum_rate
+        self.seconds = seconds
         self._start_period()
 
     def add(self, count: int) -> None:
         """Count `count` bytes. Raises `_SlowError` at the end of a period that was below the minimum rate."""
         self.bytes += count
         seconds = time.monotonic() - self.start
-        if seconds < RATE_SECONDS:
+        if seconds < self.seconds:
             return
         rate = self.bytes / seconds
         if rate < self.minimum_rate:
-            raise _SlowError(rate)
+            raise _SlowError(rate, self.minimum_rate)
         self._start_period()
 
     def _start_period(self) -> None:
@@ -86,9 +106,9 @@ def fetch(places: Sequence[str], sha256: str, directory: Path) -> Path:
     """Return the file in `directory` whose content has the hash `sha256`; download it if it is not there.
 
     `places` are `http(s)://` and `file://` addresses and plain paths, tried in this order; a place that is slower than
-    `MINIMUM_RATE` is left, and tried again without a minimum if no other place has the file. Bytes are kept in
-    `<sha256>.part` as they arrive, and the download resumes there, from the same place or another, in this run or the
-    next. Only a complete file with the right hash gets its name, `<sha256>`.
+    `MINIMUM_RATE` is left, and tried again if no other place has the file; then `HOPELESS_RATE` is enough. Bytes are
+    kept in `<sha256>.part` as they arrive, and the download resumes there, from the same place or another, in this run
+    or the next. Only a complete file with the right hash gets its name, `<sha256>`.
 
     Raises `StudyError` if no place has the file (it lists the reason of each), if another process is downloading it,
     or if it cannot be written.
@@ -117,30 +137,41 @@ def fetch(places: Sequence[str], sha256: str, directory: Path) -> Path:
 
 def _complete_from_any(places: Sequence[str], part: Path, sha256: str) -> None:
     """Complete `part` from the first place that can, slow places last, the fastest of them first."""
+    _keep_longer(part.with_suffix(".fresh"), part)  # of a run that was killed
     untried = deque(places)
     slow: list[tuple[float, str]] = []
     refusals: list[str] = []
-    while untried or slow:
+    while part.stat().st_size == 0 or _hash(part) != sha256:
         if untried:
             place = untried.popleft()
             # A slow connection is better than none: the minimum rate only matters while there is another place.
-            minimum_rate = MINIMUM_RATE if untried or slow else 0
-        else:
+            last_resort = not (untried or slow)
+        elif slow:
             slow.sort()
             place = slow.pop()[1]
-            minimum_rate = 0
-            say(f"{place}: trying again without a minimum rate")
+            last_resort = True
+            say(f"{place}: trying again; {HOPELESS_RATE / 1000:,.1f} kB/s are enough now")
+        else:
+            raise _no_place(refusals, part, sha256)
+        limit = _RateLimit(HOPELESS_RATE, HOPELESS_SECONDS) if last_resort else _RateLimit(MINIMUM_RATE, RATE_SECONDS)
         try:
-            return _complete_from(place, part, sha256, _RateLimit(minimum_rate))
-        except _SlowError as error:
-            say(f"{place}: {error}; trying other places first")
-            slow.append((error.rate, place))
-        except _RefusalError as error:
-            say(f"{place}: {error}")
-            refusals.append(f"  {place}: {error}")
+            _complete_from(place, part, sha256, limit)
+        except (_SlowError, _RefusalError) as error:
+            if isinstance(error, _SlowError) and not last_resort:
+                say(f"{place}: {error}; trying other places first")
+                slow.append((error.rate, place))
+            else:
+                say(f"{place}: {error}")
+                refusals.append(f"  {place}: {error}")
+        else:
+            return
+
+
+def _no_place(refusals: list[str], part: Path, sha256: str) -> StudyError:
+    """Remove `part` if it is empty; return the error that lists the reasons of all places."""
     if part.stat().st_size == 0:
         part.unlink()
-    raise StudyError(
+    return StudyError(
         "\n".join(
             [
                 f"no place has the file with SHA-256 {sha256}:",
@@ -168,36 +199,45 @@ def _complete_from(place: str, part: Path, sha256: str, limit: _RateLimit) -> No
         say(f"{place}: cannot resume from the {size:,} bytes in {part}; starting from the beginning")
     fresh = part.with_suffix(".fresh") if size else part
     try:
-        if size:
-            fresh.unlink(missing_ok=True)  # of a run that was killed
-        _append_all(place, fresh, limit, from_start=True)
-        actual = _hash(fresh)
-        if actual != sha256:
+        for attempt in range(2):
+            connections = _append_all(place, fresh, limit, from_start=True)
+            actual = _hash(fresh)
+            if actual == sha256:
+                fresh.replace(part)
+                return
             with fresh.open("rb") as file:
                 html = "an HTML page, " if file.read(512).lstrip()[:1] == b"<" else ""
             os.truncate(fresh, 0)
-            raise _RefusalError(f"sent {html}content with SHA-256 {actual}")
-        fresh.replace(part)
+            # No ETag is asked for: mirrors of one file have different ones, and the hash finds a file that changed
+            # between two connections. The next attempt may have it whole.
+            if connections == 1 or attempt:
+                raise _RefusalError(f"sent {html}content with SHA-256 {actual}")
+            say(f"{place}: the file changed between two connections; starting from the beginning")
     finally:
-        if size and fresh.exists():
-            # Interrupted, refused or too slow: keep the one that got further.
-            if fresh.stat().st_size > size:
-                fresh.replace(part)
-            else:
-                fresh.unlink()
+        if size:
+            _keep_longer(fresh, part)
 
 
-def _append_all(place: str, path: Path, limit: _RateLimit, from_start: bool) -> bool:
-    """Append to `path` all that it lacks of the file at `place`, over as many connections as that takes.
+def _keep_longer(fresh: Path, part: Path) -> None:
+    """Remove `fresh`; if it is longer than `part`, `part` gets its content. `part` remains the file that is locked."""
+    if fresh.exists():
+        if fresh.stat().st_size > part.stat().st_size:
+            shutil.copyfile(fresh, part)
+        fresh.unlink()
 
-    Returns False, with nothing written, if that means starting from the beginning and `from_start` is not set.
+
+def _append_all(place: str, path: Path, limit: _RateLimit, from_start: bool) -> int:
+    """Append to `path` all that it lacks of the file at `place`; return over how many connections.
+
+    Returns 0, with nothing written, if that means starting from the beginning and `from_start` is not set.
     """
     path.touch()
-    failures = 0
+    connections = failures = 0
     while True:
+        connections += 1
         size = path.stat().st_size
         try:
-            return _append(place, path, limit, from_start)
+            return connections if _append(place, path, limit, from_start) else 0
         except _BrokenError as error:
             failures = 0 if path.stat().st_size > size else failures + 1
             if failures == BROKEN_CONNECTIONS:
@@ -211,45 +251,106 @@ def _append(place: str, path: Path, limit: _RateLimit, from_start: bool) -> bool
     """Do what `_append_all` does over one connection; raises `_BrokenError` if it ends early."""
     size = path.stat().st_size
     with _open(place, size) as answer, path.open("rb+") as file:
-        if answer.start < size:
-            if not from_start:
-                return False
-            file.truncate(answer.start)
+        if answer.start < size and not from_start:
+            return False
+        maximum = MAXIMUM_BYTES if answer.total is None else answer.total
+        if maximum > MAXIMUM_BYTES:
+            raise _RefusalError(f"has {maximum:,} bytes, at most {MAXIMUM_BYTES:,} are allowed")
+        # What is there is overwritten, not cut off: if the connection breaks again, nothing is lost.
         file.seek(answer.start)
-        maximum = min(answer.total or MAXIMUM_BYTES, MAXIMUM_BYTES)
         with download_bar(place.rpartition("/")[2], answer.start, answer.total) as bar:
             for piece in answer.pieces:
-                file.write(piece)
-                file.flush()  # whatever ends this process, the next one resumes here
-                if file.tell() > maximum:
+                if file.tell() + len(piece) > maximum:
                     file.truncate(answer.start)
                     raise _RefusalError(f"sends more than {maximum:,} bytes")
+                file.write(piece)
+                file.flush()  # whatever ends this process, the next one resumes here
                 bar.update(len(piece))
                 limit.add(len(piece))
         os.fsync(file.fileno())
         if answer.total is not None and file.tell() < answer.total:
             raise _BrokenError(f"the connection ended at byte {file.tell():,} of {answer.total:,}")
+        file.truncate()
     return True
 
 
 @contextmanager
 def _open(place: str, start: int) -> Iterator[_Answer]:
     """Open `place` at byte `start`. Raises `_RefusalError` if that fails, `_BrokenError` after a timeout."""
+    with closing(_in_thread(_read(place, start))) as items:
+        start, total = next(items)
+        yield _Answer(start, total, items)
+
+
+def _in_thread(items: Generator[Any, None, None]) -> Generator[Any, None, None]:
+    """Yield `items`, which run in a thread; leave it and raise `_BrokenError` after `ANSWER_SECONDS` without one.
+
+    A timeout of a socket starts again with each byte, so one byte every 29 seconds would keep us for years.
+    """
+    queue: Queue[Any] = Queue(1)
+    left = Event()
+
+    def run() -> None:
+        with closing(items):
+            try:
+                for item in items:
+                    queue.put(item)
+                    if left.is_set():
+                        return
+                queue.put(None)
+            except BaseException as error:
+                queue.put(error)
+
+    Thread(target=run, daemon=True).start()
+    try:
+        while True:
+            try:
+                item = queue.get(timeout=ANSWER_SECONDS)
+            except Empty:
+                raise _BrokenError(f"nothing to read for {ANSWER_SECONDS:g} seconds") from None
+            if item is None:
+                return
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        left.set()
+        with suppress(Empty):
+            queue.get_nowait()  # the thread may be waiting for room
+
+
+def _read(place: str, start: int) -> Generator[Any, None, None]:
+    """Yield the position of the first byte and the size of the file, None if unknown; then pieces of the file."""
     remote = place.startswith(("http://", "https://"))
     with ExitStack() as opened:
         try:
             if remote:
-                answer = _interpret(opened.enter_context(_request(place, start)), start)
+                try:
+                    first, total, read = _interpret(opened.enter_context(_request(place, start)), start)
+                except _RangeError:
+                    if not start:
+                        raise
+                    first, total, read = _interpret(opened.enter_context(_request(place, 0)), 0)
             else:
                 path = Path(url2pathname(urlsplit(place).path)) if place.startswith("file://") else Path(place)
                 file = opened.enter_context(path.expanduser().open("rb"))
                 total = os.fstat(file.fileno()).st_size
-                answer = _Answer(file.seek(min(start, total)), total, _pieces(file.read))
-        except requests.Timeout as error:
-            raise _BrokenError(_reason(error)) from error
+                first, read = file.seek(min(start, total)), file.read
         except PLACE_ERRORS as error:
+            # What was dropped, unlike what was refused, may work at the next attempt.
+            dropped = any(isinstance(cause, urllib3.exceptions.ProtocolError) for cause in error.args)
+            if dropped or isinstance(error, requests.Timeout):
+                raise _BrokenError(_reason(error)) from error
             raise _RefusalError(_reason(error) + (_variables_in_use() if remote else "")) from error
-        yield answer
+        yield first, total
+        while True:
+            try:
+                piece = read(PIECE)
+            except PLACE_ERRORS as error:
+                raise _BrokenError(_reason(error)) from error
+            if not piece:
+                return
+            yield piece
 
 
 def _request(place: str, start: int) -> requests.Response:
@@ -257,38 +358,41 @@ def _request(place: str, start: int) -> requests.Response:
     headers = {"Accept-Encoding": "identity"}
     if start:
         headers["Range"] = f"bytes={start}-"
-    return requests.get(place, headers=headers, stream=True, timeout=TIMEOUT)
+    return requests.get(place, headers=headers, stream=True, timeout=TIMEOUT, hooks={"response": _check_redirect})
 
 
-def _interpret(response: requests.Response, start: int) -> _Answer:
-    # read1 returns what has arrived. read waits until a piece is full, which takes minutes on a slow connection.
-    pieces = _pieces(lambda count: response.raw.read1(count, decode_content=False))
+def _check_redirect(response: requests.Response, **_: Any) -> None:
+    """Refuse a redirect from https to http. Drop the body of a redirect, which requests would read to its end."""
+    if response.is_redirect:
+        response.close()
+        response.raw = io.BytesIO()
+        target = urljoin(response.url, response.headers["Location"])
+        if urlsplit(response.url).scheme == "https" and urlsplit(target).scheme != "https":
+            raise _RefusalError(f"redirects from https to {target}")
+
+
+def _interpret(response: requests.Response, start: int) -> tuple[int, int | None, Callable[[int], bytes]]:
+    """Return the position of the first byte, the size of the file, None if unknown, and what reads the body."""
+
+    def read(count: int) -> bytes:
+        # read1 returns what has arrived. read waits until a piece is full, which takes minutes on a slow connection.
+        return response.raw.read1(count, decode_content=False)
+
+    if response.status_code == 416 and start:
+        # The part file has all that this place has, or more: the hash decides. The body is an explanation.
+        return start, None, lambda _: b""
     if response.headers.get("Content-Type", "").startswith("text/html"):
         raise _RefusalError(f"answered {response.status_code} with an HTML page")
     if response.status_code == 206:
-        match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
+        content_range = response.headers.get("Content-Range", "")
+        match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", content_range)
         if match is None or int(match[1]) != start:
-            raise _RefusalError(f"answered with the wrong range {response.headers.get('Content-Range')!r}")
-        return _Answer(start, None if match[2] == "*" else int(match[2]), pieces)
+            raise _RangeError(f"answered with the wrong range {content_range!r}")
+        return start, None if match[2] == "*" else int(match[2]), read
     if response.status_code == 200:
         length = response.headers.get("Content-Length", "")
-        return _Answer(0, int(length) if length.isdigit() else None, pieces)
-    if response.status_code == 416:
-        # The part file has all that this place has, or more: the hash decides.
-        return _Answer(start, None, iter(()))
+        return 0, int(length) if length.isdigit() else None, read
     raise _RefusalError(f"answered {response.status_code} {response.reason}")
-
-
-def _pieces(read: Callable[[int], bytes]) -> Iterator[bytes]:
-    """Yield what `read` returns until it returns nothing. Raises `_BrokenError` for whatever it raises."""
-    while True:
-        try:
-            piece = read(PIECE)
-        except PLACE_ERRORS as error:
-            raise _BrokenError(_reason(error)) from error
-        if not piece:
-            return
-        yield piece
 
 
 def _variables_in_use() -> str:

@@ -2,21 +2,16 @@
 
 import errno
 import fcntl
-import hashlib
 import os
 import re
-import shutil
 import signal
-import ssl
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import contextmanager
 from pathlib import Path
-from threading import Event, Thread
 
 import pytest
 import requests
@@ -27,144 +22,9 @@ from dropout_study.download import fetch
 from dropout_study.errors import StudyError
 from tests.clones import PROJECT
 from tests.needs import needs
+from tests.servers import CONTENT, SHA256, STALL_AT, Handler, Server, certificate, serving
 
-CONTENT = bytes(range(256)) * 4_000  # about a megabyte
-SHA256 = hashlib.sha256(CONTENT).hexdigest()
-HTML = b"<!DOCTYPE html><title>503</title>"
-STALL_AT = 1_000
 UNREADABLE = Path("/proc/self/mem")  # opens, but reading its first byte is an error, for root too
-
-
-class Handler(BaseHTTPRequestHandler):
-    """The first word of a path says how it is answered."""
-
-    server: "Server"
-
-    def do_GET(self) -> None:
-        behaviour = self.path.split("/")[1]
-        ranges = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
-        start = int(ranges[1]) if ranges else 0
-        self.server.requests.append((behaviour, start))
-        with suppress(ConnectionError):  # the client has left
-            getattr(self, behaviour)(start)
-
-    def answer(self, status: int, body: bytes, length: int | None = None, **headers: str) -> None:
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(body) if length is None else length))
-        for name, value in headers.items():
-            self.send_header(name.replace("_", "-"), value)
-        self.end_headers()
-        self.wfile.write(body)
-
-    def good(self, start: int) -> None:
-        if start >= len(CONTENT):
-            self.answer(416, b"", Content_Range=f"bytes */{len(CONTENT)}")
-        else:
-            self.some(start, CONTENT[start:])
-
-    def some(self, start: int, body: bytes) -> None:
-        """Announce all from `start`, and send `body`."""
-        length = len(CONTENT) - start
-        if start:
-            self.answer(206, body, length, Content_Range=f"bytes {start}-{len(CONTENT) - 1}/{len(CONTENT)}")
-        else:
-            self.answer(200, body, length)
-
-    def breaks(self, start: int) -> None:
-        """End the connection after 100,000 bytes, however many were announced."""
-        self.some(start, CONTENT[start : start + 100_000])
-
-    def breaks_at_once(self, start: int) -> None:
-        self.answer(200, b"", len(CONTENT))
-
-    def slow(self, start: int, size: int = 20_000, at_once: int = 0) -> None:
-        """Send about a megabyte per second."""
-        self.some(start, CONTENT[start : start + at_once])
-        for position in range(start + at_once, len(CONTENT), size):
-            time.sleep(0.02)
-            self.wfile.write(CONTENT[position : position + size])
-
-    def slower(self, start: int) -> None:
-        """Send about 100 kilobytes per second."""
-        self.slow(start, 2_000)
-
-    def slows_down(self, start: int) -> None:
-        """Send nearly all at once, and then about 50 kilobytes per second."""
-        self.slow(start, 1_000, at_once=900_000)
-
-    def drips(self, start: int) -> None:
-        """Send about 50 kilobytes per second, each thousand bytes over a connection of their own."""
-        time.sleep(0.02)
-        self.some(start, CONTENT[start : start + 1_000])
-
-    def hangs(self, start: int) -> None:
-        self.some(start, b"")
-        self.server.closing.wait(20)
-
-    def stalls(self, _: int) -> None:
-        """Send the beginning, whatever was asked for, and then nothing."""
-        self.answer(200, CONTENT[:STALL_AT], len(CONTENT))
-        self.server.closing.wait(60)
-
-    def no_ranges(self, start: int) -> None:
-        self.answer(200, CONTENT)
-
-    def wrong_range(self, start: int) -> None:
-        self.answer(206, CONTENT, Content_Range=f"bytes 0-{len(CONTENT) - 1}/{len(CONTENT)}")
-
-    def busy(self, start: int) -> None:
-        self.answer(503, b"")
-
-    def page(self, start: int) -> None:
-        self.answer(200, HTML, Content_Type="text/html")
-
-    def unlabelled_page(self, start: int) -> None:
-        self.answer(200, HTML)
-
-    def reversed(self, start: int) -> None:
-        self.answer(200, CONTENT[::-1])
-
-    def endless(self, start: int) -> None:
-        self.send_response(206 if start else 200)
-        if start:
-            self.send_header("Content-Range", f"bytes {start}-{len(CONTENT) - 1}/{len(CONTENT)}")
-        self.end_headers()
-        self.wfile.write(CONTENT * 2)
-
-    def odd_length(self, start: int) -> None:
-        """A digit to `str.isdigit`, but no number to `int`."""
-        self.send_response(200)
-        self.send_header("Content-Length", "²")
-        self.end_headers()
-
-    def labelled_gzip(self, start: int) -> None:
-        self.answer(200, CONTENT, Content_Encoding="x-gzip")
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-class Server(ThreadingHTTPServer):
-    requests: list[tuple[str, int]]
-    closing: Event
-
-    def address(self, behaviour: str, scheme: str = "http") -> str:
-        return f"{scheme}://127.0.0.1:{self.server_port}/{behaviour}/archive.tar.gz"
-
-
-@contextmanager
-def serving(context: ssl.SSLContext | None = None) -> Iterator[Server]:
-    with Server(("127.0.0.1", 0), Handler) as server:
-        server.requests = []
-        server.closing = Event()
-        if context:
-            server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
-        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-        thread.start()
-        yield server
-        server.closing.set()
-        server.shutdown()
-        thread.join()
 
 
 @pytest.fixture
@@ -232,7 +92,7 @@ def test_fetch_accepts_complete_part(server: Server, tmp_path: Path) -> None:
     part_file(tmp_path).write_bytes(CONTENT)
 
     assert fetch([server.address("good")], SHA256, tmp_path).read_bytes() == CONTENT
-    assert server.requests == [("good", len(CONTENT))]
+    assert server.requests == []
 
 
 @pytest.mark.parametrize("part", [b"x" * 300_000, CONTENT + b"more"], ids=["wrong", "too-long"])
@@ -241,6 +101,14 @@ def test_fetch_starts_over_after_wrong_part(server: Server, tmp_path: Path, part
 
     assert fetch([server.address("good")], SHA256, tmp_path).read_bytes() == CONTENT
     assert server.requests == [("good", len(part)), ("good", 0)]
+
+
+def test_fetch_resumes_leftover_of_killed_run_that_got_further(server: Server, tmp_path: Path) -> None:
+    part_file(tmp_path).write_bytes(b"x" * 100_000)
+    part_file(tmp_path).with_suffix(".fresh").write_bytes(CONTENT[:300_000])
+
+    assert fetch([server.address("good")], SHA256, tmp_path).read_bytes() == CONTENT
+    assert server.requests == [("good", 300_000)]
 
 
 def test_fetch_ignores_leftover_of_killed_run(server: Server, tmp_path: Path) -> None:
@@ -327,11 +195,20 @@ def test_fetch_tries_places_in_turn(
     assert os.listdir(tmp_path / "alone") == []
 
 
+@pytest.mark.parametrize("behaviour", ["wrong_range", "refuses_ranges"])
+def test_fetch_starts_over_where_ranges_are_wrong(server: Server, tmp_path: Path, behaviour: str) -> None:
+    part_file(tmp_path).write_bytes(CONTENT[:500_000])
+
+    assert fetch([server.address(behaviour)], SHA256, tmp_path).read_bytes() == CONTENT
+    assert server.requests[0] == (behaviour, 500_000)
+    assert set(server.requests[1:]) == {(behaviour, 0)}
+
+
 def test_fetch_does_not_append_wrong_range(server: Server, tmp_path: Path) -> None:
     part_file(tmp_path).write_bytes(CONTENT[:500_000])
 
-    with pytest.raises(StudyError, match="wrong range 'bytes 0-"):
-        fetch([server.address("wrong_range")], SHA256, tmp_path)
+    with pytest.raises(StudyError, match="wrong range 'bytes 1-"):
+        fetch([server.address("shifted_range")], SHA256, tmp_path)
     assert part_file(tmp_path).read_bytes() == CONTENT[:500_000]
 
 
@@ -435,25 +312,19 @@ def test_fetch_takes_bad_certificate_bundle_as_refusal(
     assert server.requests == []
 
 
-@needs(shutil.which("openssl") is not None, "openssl makes the certificates")
 def test_fetch_takes_untrusted_certificate_as_refusal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], archive: str
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    for name in ("server", "bundle"):
-        command = (
-            f"openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN={name} -keyout {name}.key -out {name}.pem"
-        )
-        subprocess.run(command.split(), check=True, capture_output=True, timeout=60)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain("server.pem", "server.key")
-    monkeypatch.setenv("REQUESTS_CA_BUNDLE", "bundle.pem")
+    _, context = certificate(tmp_path, "server")
+    bundle, _ = certificate(tmp_path, "bundle")
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(bundle))
 
     with serving(context) as server:
         path = fetch([server.address("good", "https"), archive], SHA256, tmp_path / "downloads")
 
     assert path.read_bytes() == CONTENT
     assert "certificate verify failed: self-signed certificate" in capsys.readouterr().out
+    assert server.requests == []
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,9 @@ def test_keep_leaves_nothing_half_written_where_an_object_is_missing(tmp_path: P
     cache, directory = tmp_path / "cache", tmp_path / "unpushed/sgd-0.5-0"
     (cache / "runs").mkdir(parents=True)
 
-    with pytest.raises(StudyError, match=r"unpushed/sgd-0\.5-0: the result cannot be kept for the next call: .*No such"):
+    with pytest.raises(
+        StudyError, match=r"unpushed/sgd-0\.5-0: the result cannot be kept for the next call: .*No such"
+    ):
         remote.keep([Path("files/md5/ab/cd")], cache, directory)
 
     assert [*directory.parent.iterdir()] == []

@@ -39,6 +39,7 @@ RAY_VARIABLES = {
 # The only way in which all of Ray listens on 127.0.0.1 alone.
 LOOPBACK_VARIABLES = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 OBJECT_STORE_BYTES = 80 << 20
+LONGEST_DIRECTORY = 20  # for temporary files
 ANSWER_SECONDS = 10  # for a machine of the cluster to accept a connection
 SENT = SWEEP / "ray.json"  # the sweep that runs, for the next one if this driver is killed
 
@@ -87,8 +88,9 @@ def connected(address: str | None, processors: int) -> Iterator[Any]:
         os.environ[TOKEN_PATH] = str(token.resolve())
     import ray
 
-    # Its path is a part of that of Ray's sockets, which have to be short.
-    session = tempfile.TemporaryDirectory(prefix="study-ray-", dir="/tmp", ignore_cleanup_errors=True)
+    # Its path is a part of that of Ray's sockets, which have at most 107 characters.
+    short = tempfile.gettempdir() if len(tempfile.gettempdir()) <= LONGEST_DIRECTORY else "/tmp"
+    session = tempfile.TemporaryDirectory(prefix="study-ray-", dir=short, ignore_cleanup_errors=True)
     try:
         options: dict[str, Any] = {"address": address, "log_to_driver": False, "logging_level": "error"}
         if address is None:

@@ -1,0 +1,442 @@
+"""`fetch` from places with faults, each alone and in sequences: the exact file, or an error that lists every place."""
+
+import os
+import random
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from itertools import count
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from urllib.parse import urlsplit
+
+import pytest
+from hypothesis import HealthCheck, given, seed, settings
+from hypothesis import strategies as st
+
+from dropout_study import download
+from dropout_study.download import fetch
+from dropout_study.errors import StudyError
+from tests.clones import PROJECT
+from tests.servers import CONTENT, CUT, SHA256, Handler, Proxy, Server, certificate, serving
+
+STALLED = "timed out|nothing to read for 0.4 seconds|kB/s, below the minimum of 10.0 kB/s"
+# What a place does all the time, and why it is given up; None if it delivers the file nevertheless.
+FAULTS = {
+    "no_length": None,
+    "longer": None,
+    "chunked": None,
+    "labelled_gzip": None,
+    "moved": None,
+    "no_ranges": None,
+    "refuses_ranges": None,
+    "wrong_range": None,
+    "breaks": None,
+    "resets_later": None,
+    "chunked_cut": None,
+    "chunked_wrong": None,
+    "large_total": None,
+    "breaks_at_once": "IncompleteRead",
+    "breaks_without_ranges": "IncompleteRead",
+    "drops": "Remote end closed connection without response",
+    "resets": "Connection reset by peer|Remote end closed connection without response",
+    "silent": STALLED,
+    "hangs": STALLED,
+    "stalls": STALLED,
+    "drips_bytes": STALLED,
+    "drips_header": STALLED,
+    "drips_chunk_size": STALLED,
+    "continues": STALLED,
+    "garbage": "SSH-2.0-OpenSSH_9.2",
+    "long_header": "got more than 65536 bytes when reading header line",
+    "many_headers": "got more than 100 headers",
+    "odd_length": "invalid literal for int",
+    "busy": "answered 503 Service Unavailable",
+    "busy_page": "answered 503 with an HTML page",
+    "busy_in_red": r"answered 503 \\x1b\[31mBusy\\x1b\[2Jxxx",
+    "missing": "answered 404 Not Found",
+    "empty": "answered 204 No Content",
+    "page": "answered 200 with an HTML page",
+    "unlabelled_page": "sent an HTML page, content with SHA-256",
+    "circle": "Exceeded 30 redirects",
+    "moved_to_file": "No connection adapters were found for 'file:",
+    "moved_to_nowhere": "Invalid IPv6 URL",
+    "shifted_range": "wrong range 'bytes 1-1023999/1024000'",
+    "range_without_header": "wrong range ''",
+    "small_total": "sends more than (300,)?500 bytes",
+    "huge": "has 1,000,000,000,000 bytes, at most 2,147,483,648 are allowed",
+    "endless": "sent content with SHA-256|sends more than 1,024,000 bytes",
+    "reversed": "sent content with SHA-256",
+    "reversed_breaks": "sent content with SHA-256",
+    "cut_without_length": "sent content with SHA-256",
+    "compressed": "sent content with SHA-256",
+}
+# These never send a wrong byte, and continue where they are asked to.
+HONEST = [
+    *("good", "no_length", "chunked", "labelled_gzip", "breaks", "chunked_cut", "chunked_wrong", "drops", "resets"),
+    *("garbage", "many_headers", "long_header", "busy", "busy_page", "missing", "circle", "moved_to_file"),
+]
+SEED = int(os.environ.get("DOWNLOAD_SEED", random.SystemRandom().randrange(2**32)))
+paths = (str(number) for number in count())
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with serving() as server:
+        yield server
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _impatient_and_without_proxies() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(download, "PAUSE", 0)
+        patch.setattr(download, "BROKEN_CONNECTIONS", 3)
+        patch.setattr(download, "TIMEOUT", (5, 0.2))
+        patch.setattr(download, "ANSWER_SECONDS", 0.4)
+        patch.setattr(download, "RATE_SECONDS", 0.4)
+        patch.setattr(download, "HOPELESS_RATE", 10_000)
+        patch.setattr(download, "HOPELESS_SECONDS", 1.5)
+        for name in [name for name in os.environ if name.upper() in (*download.VARIABLES, "NO_PROXY")]:
+            patch.delenv(name)
+        yield
+
+
+def sent(server: Server, *places: str) -> int:
+    """Return how many bytes of files the places have sent."""
+    return sum(server.sent[urlsplit(address).path] for address in places)
+
+
+def part_file(directory: Path) -> Path:
+    return directory / f"{SHA256}.part"
+
+
+def place(server: Server, behaviours: str) -> str:
+    """Return an address that nobody has asked for."""
+    return server.address(f"{behaviours}/{next(paths)}")
+
+
+def attempt(places: Sequence[str], directory: Path) -> str | None:
+    """Fetch, and return the error if there is one. What is left behind is right, and the error complete."""
+    try:
+        path = fetch(places, SHA256, directory)
+    except StudyError as error:
+        assert set(os.listdir(directory)) <= {part_file(directory).name}
+        lines = str(error).splitlines()
+        assert all(line.isprintable() for line in lines)
+        for address in places:
+            (reason,) = [line for line in lines if line.startswith(f"  {address}: ")]
+            assert len(f"  {address}: ") < len(reason) < 1_000
+        return str(error)
+    assert path.read_bytes() == CONTENT
+    assert os.listdir(directory) == [SHA256]
+    return None
+
+
+@contextmanager
+def patience() -> Iterator[None]:
+    """Wait in the block however busy this machine is: what is under way when a place is left has to be sent again."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {
+            "TIMEOUT": (30, 30),
+            "ANSWER_SECONDS": 30,
+            "RATE_SECONDS": 60,
+            "HOPELESS_SECONDS": 60,
+        }.items():
+            patch.setattr(download, name, value)
+        yield
+
+
+def sent_to_complete(server: Server, directory: Path) -> int:
+    """Fetch what is missing from a good place, and return how many bytes it has sent."""
+    good = place(server, "good")
+    with patience():
+        assert attempt([good], directory) is None
+    return sent(server, good)
+
+
+def left_behind(directory: Path) -> int:
+    """Return how many bytes are there, none if they are wrong."""
+    part = part_file(directory).read_bytes() if part_file(directory).exists() else b""
+    return len(part) if CONTENT.startswith(part) else 0
+
+
+@pytest.mark.parametrize("size", [0, 300_000], ids=["from-the-beginning", "resumed"])
+@pytest.mark.parametrize("fault", FAULTS)
+def test_fetch_from_place_with_fault_gives_file_or_its_reason(
+    server: Server, tmp_path: Path, fault: str, size: int
+) -> None:
+    if size:
+        part_file(tmp_path).write_bytes(CONTENT[:size])
+
+    reason = FAULTS[fault]
+
+    with nullcontext() if reason is STALLED else patience():
+        error = attempt([place(server, fault)], tmp_path)
+
+    if reason is None:
+        assert error is None
+    else:
+        assert error
+        assert re.search(f"archive.tar.gz: .*({reason})", error)
+        assert left_behind(tmp_path) >= size
+        missing = len(CONTENT) - left_behind(tmp_path)
+        assert sent_to_complete(server, tmp_path) == missing
+
+
+def test_fetch_asks_place_again_from_the_beginning_if_its_file_changed(server: Server, tmp_path: Path) -> None:
+    """`If-Range` would not do: mirrors of one file have different ETags."""
+    assert attempt([place(server, "reversed_breaks,good")], tmp_path) is None
+    assert server.requests[-3:] == [("reversed_breaks", 0), ("good", CUT), ("good", 0)]
+
+
+def test_fetch_asks_place_again_that_dropped_the_connection(server: Server, tmp_path: Path) -> None:
+    assert attempt([place(server, "drops,resets,good")], tmp_path) is None
+
+
+def test_fetch_keeps_what_it_has_of_place_without_ranges(server: Server, tmp_path: Path) -> None:
+    places = [place(server, "breaks_without_ranges"), place(server, "good")]
+
+    assert attempt(places, tmp_path) is None
+    assert server.requests[-2:] == [("breaks_without_ranges", 6 * CUT), ("good", 6 * CUT)]
+
+
+def test_fetch_reads_no_body_of_redirect(server: Server, tmp_path: Path) -> None:
+    moved = place(server, "moved_endlessly")
+
+    assert attempt([moved], tmp_path) is None
+    assert sent(server, moved) < 50_000_000
+
+
+def test_fetch_completes_file_where_no_place_says_that_it_is_complete(server: Server, tmp_path: Path) -> None:
+    """The first promises more than there is, and answers no more when it has sent all."""
+    broken = ",".join(["breaks", "large_total", *["drops"] * 3])
+
+    assert attempt([place(server, broken)], tmp_path) is None
+
+
+def test_fetch_leaves_hanging_local_file(server: Server, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+
+    assert attempt([str(pipe), place(server, "good")], tmp_path / "downloads") is None
+    os.close(os.open(pipe, os.O_WRONLY))  # and lets the thread that waits for it go
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has such a device")
+def test_fetch_leaves_endless_local_file(tmp_path: Path) -> None:
+    assert "/dev/zero: sends more than 0 bytes" in str(attempt(["/dev/zero"], tmp_path))
+
+
+def test_fetch_leaves_no_thread_behind(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even one that is ahead, and waits for somebody to take what it has read."""
+
+    class InterruptedBar:
+        def update(self, _: int) -> None:
+            time.sleep(0.3)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(download, "download_bar", lambda *_: nullcontext(InterruptedBar()))
+    before = set(threading.enumerate())
+
+    with pytest.raises(KeyboardInterrupt):
+        fetch([place(server, "good")], SHA256, tmp_path)
+
+    deadline = time.monotonic() + 20
+    while {thread for thread in set(threading.enumerate()) - before if "(run)" in thread.name}:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_fetch_holds_its_lock_when_it_has_started_over(server: Server, tmp_path: Path) -> None:
+    part_file(tmp_path).write_bytes(CONTENT[:300_000])
+    errors: list[str] = []
+
+    class Watched(str):
+        """A place that is looked at after the one before has made the part file anew."""
+
+        def startswith(self, *arguments: object) -> bool:
+            with pytest.raises(StudyError) as error:
+                fetch([], SHA256, tmp_path)
+            errors.append(str(error.value))
+            return super().startswith(*arguments)  # type: ignore[arg-type]
+
+    places = [place(server, "breaks_without_ranges"), Watched(place(server, "good"))]
+
+    assert attempt(places, tmp_path) is None
+    assert errors
+    assert all("another process is downloading this file" in error for error in errors)
+
+
+def test_fetch_killed_at_random_moments_fetches_nothing_again(server: Server, tmp_path: Path) -> None:
+    kill_seed = int(os.environ.get("KILL_SEED", random.SystemRandom().randrange(2**32)))
+    print(f"KILL_SEED={kill_seed}")
+    moments = random.Random(kill_seed)
+    slow = place(server, "slower")
+    code = f"from pathlib import Path; from dropout_study.download import fetch; fetch(['{slow}'], '{SHA256}', Path())"
+    part_file(tmp_path).touch()
+    for _ in range(6):
+        before = part_file(tmp_path).stat().st_size
+        process = subprocess.Popen(
+            [sys.executable, "-c", code],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(PROJECT)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        deadline = time.monotonic() + 30
+        while part_file(tmp_path).stat().st_size == before and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(moments.uniform(0, 0.3))
+
+        process.kill()
+
+        process.wait()
+        assert before < left_behind(tmp_path) < len(CONTENT)
+        assert server.requests[-1] == ("slower", before)
+    missing = len(CONTENT) - left_behind(tmp_path)
+    assert sent_to_complete(server, tmp_path) == missing
+
+
+@pytest.fixture(scope="module")
+def secure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server whose certificate is trusted."""
+    path, context = certificate(tmp_path_factory.mktemp("certificate"), "trusted")
+    with serving(context) as server, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("REQUESTS_CA_BUNDLE", str(path))
+        yield server
+
+
+def test_fetch_from_https(secure: Server, tmp_path: Path) -> None:
+    part_file(tmp_path).write_bytes(CONTENT[:300_000])
+
+    assert attempt([secure.address("breaks", "https")], tmp_path) is None
+    assert secure.requests[0] == ("breaks", 300_000)
+
+
+@pytest.mark.parametrize("fault", ["silent", "hangs", "resets", "drips_header", "busy"])
+def test_fetch_from_https_with_fault_gives_its_reason(secure: Server, tmp_path: Path, fault: str) -> None:
+    reason = str(FAULTS[fault])
+
+    with nullcontext() if reason == STALLED else patience():
+        error = attempt([secure.address(fault, "https")], tmp_path)
+
+    assert re.search(f"{reason}|EOF", str(error))
+
+
+def test_fetch_follows_no_redirect_from_https_to_http(
+    server: Server, secure: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = len(server.requests)
+    target = place(server, "good")
+    monkeypatch.setattr(Handler, "moved", lambda self, _: self.answer(302, b"", Location=target))
+
+    error = attempt([secure.address("moved", "https")], tmp_path)
+
+    assert f"redirects from https to {target}" in str(error)
+    assert len(server.requests) == before
+    assert attempt([place(server, "moved")], tmp_path) is None
+
+
+@pytest.fixture
+def proxy() -> Iterator[Server]:
+    with serving(handler=Proxy) as proxy:
+        yield proxy
+
+
+@pytest.mark.parametrize("variable", ["http_proxy", "HTTP_PROXY", "all_proxy"])
+def test_fetch_from_http_uses_proxy(
+    server: Server, proxy: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    monkeypatch.setenv(variable, f"http://127.0.0.1:{proxy.server_port}")
+    part_file(tmp_path).write_bytes(CONTENT[:300_000])
+    address = place(server, "good")
+
+    assert attempt([address], tmp_path) is None
+    assert proxy.requests == [(f"GET {address}", 0)]
+    assert server.requests[-1] == ("good", 300_000)
+
+
+@pytest.mark.parametrize("variable", ["https_proxy", "HTTPS_PROXY", "all_proxy"])
+def test_fetch_from_https_uses_tunnel(
+    secure: Server, proxy: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    monkeypatch.setenv(variable, f"http://127.0.0.1:{proxy.server_port}")
+
+    assert attempt([secure.address("good", "https")], tmp_path) is None
+    assert proxy.requests == [(f"CONNECT 127.0.0.1:{secure.server_port}", 0)]
+
+
+@pytest.mark.parametrize("variable", ["no_proxy", "NO_PROXY"])
+def test_fetch_uses_no_proxy_where_none_is_wanted(
+    server: Server, proxy: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{proxy.server_port}")
+    monkeypatch.setenv(variable, "localhost,127.0.0.1")
+
+    assert attempt([place(server, "good")], tmp_path) is None
+    assert proxy.requests == []
+
+
+behaviours = st.sampled_from(["good", *FAULTS])
+scripts = st.lists(behaviours, min_size=1, max_size=3).map(",".join)
+PARTS = {
+    "none": b"",
+    "right": CONTENT[:300_000],
+    "right-and-longer": CONTENT[:400_000],
+    "wrong": b"x" * 500_000,
+    "wrong-at-the-end": CONTENT[:CUT] + b"x",
+    "complete": CONTENT,
+    "too-long": CONTENT + b"x",
+}
+parts = st.sampled_from([*PARTS])
+leftovers = st.sampled_from(["none", "right-and-longer", "wrong-at-the-end"])
+
+
+def exact_file_or_reasons(server: Server, scripts: Sequence[str], part: str, leftover: str) -> None:
+    with TemporaryDirectory() as name:
+        directory = Path(name)
+        part_file(directory).write_bytes(PARTS[part])
+        part_file(directory).with_suffix(".fresh").write_bytes(PARTS[leftover])
+
+        error = attempt([place(server, script) for script in scripts], directory)
+
+        if "good" in scripts or part == "complete":
+            assert error is None
+        if error:
+            left = left_behind(directory)
+            assert sent_to_complete(server, directory) <= (len(CONTENT) - left if left else 2 * len(CONTENT))
+
+
+@settings(max_examples=50, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(scripts, min_size=1, max_size=4), parts, leftovers)
+def test_fetch_from_places_with_faults_gives_exact_file_or_every_reason(
+    server: Server, scripts: list[str], part: str, leftover: str
+) -> None:
+    exact_file_or_reasons(server, scripts, part, leftover)
+
+
+@pytest.mark.stress
+@seed(SEED)
+@settings(max_examples=1_500, database=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(scripts, min_size=1, max_size=4), parts, leftovers)
+def test_fetch_from_places_with_faults_gives_exact_file_or_every_reason_1_500_times(
+    server: Server, scripts: list[str], part: str, leftover: str
+) -> None:
+    print(f"DOWNLOAD_SEED={SEED}")
+    exact_file_or_reasons(server, scripts, part, leftover)
+
+
+@settings(max_examples=30, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(st.lists(st.sampled_from(HONEST), min_size=1, max_size=3).map(",".join), min_size=1, max_size=4))
+def test_fetch_from_honest_places_with_faults_fetches_no_byte_twice(server: Server, scripts: list[str]) -> None:
+    with TemporaryDirectory() as name, patience():
+        places = [*(place(server, script) for script in scripts), place(server, "good")]
+
+        attempt(places[:-1], Path(name))
+        attempt(places[-1:], Path(name))
+
+        assert sent(server, *places) == len(CONTENT)

@@ -33,7 +33,7 @@ test-fast: .venv/installed-test ## Run the tests that need nothing big, in under
 	pytest -n auto --dist loadfile -m "not pipeline and not full_size"
 
 .PHONY: stress
-stress: .venv/installed-test ## Kill, cut off and fill up what a sweep runs on, for half an hour; needs an SSH server and root
+stress: .venv/installed-test ## Kill, cut off and fill up what the study runs on, for an hour; needs an SSH server and root
 	@command -v sshd /usr/sbin/sshd > /dev/null || apt-get install --quiet=2 --no-install-recommends openssh-server
 	pytest -m stress
 

@@ -24,6 +24,8 @@ from dropout_study.errors import StudyError
 from tests.clones import PROJECT
 from tests.servers import CONTENT, CUT, SHA256, Handler, Proxy, Server, certificate, serving
 
+pytestmark = pytest.mark.pipeline
+
 STALLED = "timed out|nothing to read for 0.4 seconds|kB/s, below the minimum of 10.0 kB/s"
 # What a place does all the time, and why it is given up; None if it delivers the file nevertheless.
 FAULTS = {

@@ -25,6 +25,8 @@ from dropout_study.errors import StudyError
 from tests.clones import PROJECT
 from tests.datasets.test_cifar10 import MEMBERS
 
+pytestmark = pytest.mark.pipeline
+
 RECORDS = 3  # in a batch of these archives
 BATCH = RECORDS * 3_073
 END = bytes(1_024)

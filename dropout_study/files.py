@@ -240,9 +240,12 @@ def read_array(path: Path, shape: tuple[int | None, ...] | None = None) -> np.nd
 def read_part(directory: Path, part: str) -> tuple[np.ndarray, np.ndarray]:
     """Return the images, [N, H, W, C], and the labels, [N], of a part in `directory`, memory-mapped.
 
-    `part` is "train", "validation" or "test". Raises `StudyError` if the arrays have other shapes.
+    `part` is "train", "validation" or "test". Raises `StudyError` if the arrays have other shapes, or if the images
+    differ in theirs from those of "train".
     """
-    images = read_array(images_file(directory, part), (None,) * 4)
+    images = read_array(images_file(directory, "train"), (None,) * 4)
+    if part != "train":
+        images = read_array(images_file(directory, part), (None, *images.shape[1:]))
     return images, read_array(labels_file(directory, part), (len(images),))
 
 

@@ -119,7 +119,16 @@ def test_read_array_names_both_shapes_if_they_differ(needed: tuple[int | None, .
     assert files.read_array(Path("array.npy"), (3, None)).shape == (3, 5)
 
 
+def test_read_part_refuses_images_of_another_shape_than_those_of_the_training() -> None:
+    np.save("train_images.npy", np.zeros((5, 8, 8, 3), np.uint8))
+    np.save("test_images.npy", np.zeros((3, 8, 9, 3), np.uint8))
+
+    with pytest.raises(StudyError, match=r"test_images.npy: has shape \(3, 8, 9, 3\), needed is \(any, 8, 8, 3\)"):
+        files.read_part(Path(), "test")
+
+
 def test_read_part_refuses_labels_of_other_images() -> None:
+    np.save("train_images.npy", np.zeros((5, 8, 8, 3), np.uint8))
     np.save("test_images.npy", np.zeros((3, 8, 8, 3), np.uint8))
     np.save("test_labels.npy", np.zeros(2, np.uint8))
 

@@ -67,6 +67,20 @@ def test_stage_names_both_shapes_if_they_differ(clone: Clone, stage: str, path: 
     run_refused(clone, stage, path, f"has shape {smaller.shape}, needed is {array.shape}; remove it")
 
 
+@pytest.mark.parametrize(
+    ("stage", "path"),
+    [("normalize", "data/raw/test_images.npy"), (f"train@{KEY}", "data/normalized/validation_images.npy")],
+)
+def test_stage_names_both_shapes_of_images_that_differ(clone: Clone, stage: str, path: str) -> None:
+    shutil.copy(PROJECT / "stages/train.py", clone.path / "stages/train.py")
+    array = np.load(clone.path / path)
+    (clone.path / path).unlink()
+    np.save(clone.path / path, array[:, 1:])
+
+    needed = ", ".join(str(size) for size in array.shape[1:])
+    run_refused(clone, stage, path, f"has shape {array[:, 1:].shape}, needed is (any, {needed}); remove it")
+
+
 def test_repro_restores_an_array_that_was_refused_and_removed(clone: Clone) -> None:
     path = clone.path / files.predictions_file(KEY)
     original = path.read_bytes()

@@ -1,18 +1,23 @@
 """`dropout-study sweep` on this machine: the real dvc and git, real processes and signals."""
 
+import fcntl
 import json
 import os
+import pty
 import re
 import shutil
 import signal
+import struct
 import subprocess
+import termios
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from dropout_study import files
 from dropout_study.sweep import project
-from tests.clones import Clone, copied, small_project
+from tests.clones import Clone, copied, environment, small_project
 from tests.sweeps import KEYS, gates, outputs, processes, release, started, wait_until
 
 pytestmark = pytest.mark.pipeline
@@ -311,7 +316,8 @@ def test_one_core_per_worker_if_the_settings_leave_threads_open(swept: Clone) ->
     ]
 
     release(swept)
-    sweep.communicate(timeout=90)
+    printed, _ = sweep.communicate(timeout=90)
+    assert "train.threads is 0: `dvc repro` would train with" in printed
     assert [len(share) for share in shares] == [1, 1]
     assert len(os.sched_getaffinity(0)) == 1 or shares[0] != shares[1]
 
@@ -370,3 +376,27 @@ def test_snapshot_has_files_that_are_tracked_and_ignored(swept: Clone, monkeypat
     commit = project.snapshot("a test")
 
     assert "kept.log" in swept.run("git", "ls-tree", "--name-only", commit).stdout.split()
+
+
+def test_sweep_on_a_terminal_shows_what_runs_in_place_and_a_table_at_the_end(swept: Clone) -> None:
+    (gates(swept) / "hold-adadelta-0.5-0").touch()
+    terminal, end = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
+    sweep = subprocess.Popen(
+        ["dropout-study", "sweep"], cwd=swept.path, env=environment(TERM="xterm"), stdout=end, stderr=end
+    )
+    os.close(end)
+
+    shown = ""
+    with suppress(OSError):  # how a terminal ends
+        while piece := os.read(terminal, 65536):
+            shown += piece.decode(errors="replace")
+            if "3 of 4 trained" in shown and re.search(r"adadelta-0\.5-0 +epoch 1/2", shown):
+                (gates(swept) / "hold-adadelta-0.5-0").unlink(missing_ok=True)
+
+    assert sweep.wait(timeout=60) == 0, shown
+    assert "\x1b[1A" in shown  # the cursor goes up: lines are drawn over
+    assert "started" not in shown
+    table = shown.rpartition("variant")[2]
+    assert [re.search(rf"{key} +trained", table) is not None for key in KEYS] == [True] * 4
+    assert "Running stage" not in table

@@ -1,0 +1,95 @@
+"""What people see of a sweep; tests/pipeline/test_sweep.py shows it on a terminal."""
+
+import time
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from dropout_study.progress import TrainingReport
+from dropout_study.sweep.board import FAILED, RUNNING, TRAINED, WAITING, Board, drawn, final_table, read_status
+
+KEYS = ("sgd-0.0-0", "sgd-0.5-0", "adadelta-0.0-0", "adadelta-0.5-0")
+
+
+@pytest.fixture(autouse=True)
+def in_empty_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def text(renderable: object) -> str:
+    console = Console(width=200)
+    with console.capture() as captured:
+        console.print(renderable)
+    return captured.get()
+
+
+def test_board_reads_the_line_of_an_epoch_that_the_training_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    board = Board(KEYS, workers=2)
+    board.started(KEYS[0], "worker-1")
+    TrainingReport(KEYS[0], images=12_340, epochs=12).epoch((3, 0.5, 0.9, 0.7, 0.8125), [20.0, 10.0, 10.0])
+
+    board.line(KEYS[0], capsys.readouterr().out.rstrip("\n"))
+
+    row = board.rows[KEYS[0]]
+    assert (row.epoch, row.accuracy, row.speed) == ("3/12", "81.25%", "1,234")
+
+
+def test_board_without_any_training_has_no_time_left() -> None:
+    assert Board(KEYS, workers=2).left() is None
+
+
+def test_board_takes_the_time_left_from_earlier_trainings_until_it_has_its_own() -> None:
+    board = Board(KEYS, workers=2, known_seconds=[100.0, 300.0, 100.0])
+
+    before = board.left()
+    board.started(KEYS[0], "worker-1")
+    board.rows[KEYS[0]].begin -= 60
+    board.ended(KEYS[0], TRAINED, 1.0)
+    board.started(KEYS[1], "worker-1")
+    board.rows[KEYS[1]].begin -= 20
+    after = board.left()
+
+    assert before == 200.0
+    assert after == pytest.approx((2 * 60 + 40) / 2, abs=2)
+
+
+def test_drawn_counts_variants_and_has_a_line_for_each_that_runs() -> None:
+    board = Board(KEYS, workers=2)
+    board.started(KEYS[0], "worker-1")
+    board.ended(KEYS[0], TRAINED, 1.0)
+    board.started(KEYS[1], "worker-2")
+    board.ended(KEYS[1], FAILED, 1.0)
+    board.started(KEYS[2], "worker-1")
+
+    observed = text(drawn(board.rows, 90.0))
+
+    assert "1 of 4 trained, 1 failed, 1 min 30 s left" in observed
+    assert [line.split()[:3] for line in observed.splitlines()[1:]] == [["worker-1", KEYS[2], "starting"]]
+
+
+def test_final_table_has_every_variant() -> None:
+    board = Board(KEYS[:2], workers=1)
+    board.started(KEYS[0], "worker-1")
+    board.rows[KEYS[0]].begin = time.time() - 65
+    board.ended(KEYS[0], TRAINED, 61.5)
+
+    header, trained, waiting = (line.split() for line in text(final_table(board)).splitlines())
+
+    assert header[:3] == ["variant", "state", "worker"]
+    assert trained == [KEYS[0], TRAINED, "worker-1", "1", "min", "05", "s", "61.5", "s", "1"]
+    assert waiting == [KEYS[1], WAITING]
+
+
+def test_status_file_has_the_rows_that_the_board_wrote() -> None:
+    board = Board(KEYS, workers=2, known_seconds=[10.0])
+    board.started(KEYS[0], "worker-1")
+
+    board.write(now=True)
+
+    status = read_status()
+    assert status is not None
+    rows, left = status
+    assert rows[KEYS[0]].state == RUNNING
+    assert rows == board.rows
+    assert left == pytest.approx(20.0, abs=1)

@@ -1,9 +1,10 @@
 """`dropout-study sweep --ray`: a real Ray on loopback."""
 
-import shutil
 import signal
 import subprocess
 import tempfile
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -38,18 +39,24 @@ def listening(pids: list[int]) -> set[str]:
     return addresses
 
 
-def ray_processes() -> list[int]:
-    """Return the processes of Ray on this machine."""
-    return [
-        int(path.parent.name)
-        for path in Path("/proc").glob("[0-9]*/cmdline")
-        if path.exists() and (b"raylet" in path.read_bytes() or b"gcs_server" in path.read_bytes())
-    ]
+@pytest.fixture
+def temporary() -> Iterator[Path]:
+    """A directory for temporary files of a short path, which Ray's sockets need."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+        yield Path(name)
 
 
-def test_ray_gives_the_bytes_of_a_sequential_run(shared: list[str], swept: Clone) -> None:
-    temporary = Path(tempfile.mkdtemp(dir="/tmp"))  # a short path, which Ray's sockets need
+def processes_with(temporary: Path) -> list[int]:
+    """Return the processes whose temporary files are in `temporary`: the sweep's, Ray's and all that they start."""
+    pids = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with suppress(OSError):
+            if f"TMPDIR={temporary}\0".encode() in path.read_bytes():
+                pids.append(int(path.parent.name))
+    return pids
 
+
+def test_ray_gives_the_bytes_of_a_sequential_run(shared: list[str], swept: Clone, temporary: Path) -> None:
     swept.run("dropout-study", "sweep", "--ray", *shared, RAY_ADDRESS="127.0.0.1:1", TMPDIR=str(temporary))
     by_ray = outputs(swept)
 
@@ -60,27 +67,24 @@ def test_ray_gives_the_bytes_of_a_sequential_run(shared: list[str], swept: Clone
 
     assert outputs(swept) == by_ray
     assert [*temporary.glob("study-ray-*")] == []
-    shutil.rmtree(temporary)
     assert sorted(started(swept)[:4]) == sorted(KEYS)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_ray_leaves_nothing_running_and_keeps_what_is_trained(
-    shared: list[str], swept: Clone, number: int
+    shared: list[str], swept: Clone, temporary: Path, number: int
 ) -> None:
-    before = set(ray_processes())
     (gates(swept) / "hold-adadelta-0.0-0").touch()
     sweep = subprocess.Popen(
         ["dropout-study", "sweep", "--ray", *shared],
         cwd=swept.path,
-        env=environment(),
+        env=environment(TMPDIR=str(temporary)),
         stdout=subprocess.PIPE,
         text=True,
     )
     status = swept.path / ".dvc/tmp/sweep/status.json"
     wait_until(lambda: status.exists() and status.read_text().count('"trained"') == 3, 120)
-    own = [pid for pid in ray_processes() if pid not in before]
-    addresses = listening(own)
+    addresses = listening(processes_with(temporary))
 
     sweep.send_signal(number)
     sweep.communicate(timeout=120)
@@ -90,7 +94,7 @@ def test_interrupted_ray_leaves_nothing_running_and_keeps_what_is_trained(
     assert sweep.returncode == 130
     wait_until(lambda: not processes(Clone(Path(shared[3]))), 30)
     assert not list(Path(shared[3]).glob("worker-*"))
-    wait_until(lambda: set(ray_processes()) <= before, 30)
+    wait_until(lambda: not processes_with(temporary), 30)
     assert not (swept.path / ".dvc/tmp/sweep/ray-token").exists()
     assert swept.run("git", "ls-remote", shared[1], "refs/dropout-study/*").stdout == ""
     assert (swept.path / "metrics/history/sgd-0.0-0.csv").exists()

@@ -42,9 +42,9 @@ def project(prepared: Clone, tmp_path: Path) -> Iterator[Clone]:
         yield copy
 
 
-def start(project: Clone, *command: str) -> subprocess.Popen[str]:
+def start(project: Clone, *command: str, **variables: str) -> subprocess.Popen[str]:
     """Start a command, by default the training, in a process group in which it can be killed with all its children."""
-    return project.start(*(command or (sys.executable, "-m", "stages.train", KEY)))
+    return project.start(*(command or (sys.executable, "-m", "stages.train", KEY)), **variables)
 
 
 def await_line(process: subprocess.Popen[str], text: str) -> str:

@@ -180,7 +180,7 @@ def test_driver_that_is_killed_is_started_again_and_trains_the_rest(
     held.unlink()
     printed = finish(project.start(nodes), 240)
 
-    assert "taking in what is left of a sweep that was killed" in printed
+    assert "collecting what is left of a sweep that was killed" in printed
     assert "1 of 4 variants to train" in printed
     assert outputs(project.clone) == expected
     assert sorted(started(project.clone)) == sorted([*KEYS, KEYS[3]])

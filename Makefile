@@ -30,7 +30,7 @@ test: .venv/installed-test ## Run the whole test suite, on all cores
 
 .PHONY: test-fast
 test-fast: .venv/installed-test ## Run the tests that need nothing big, in under a minute
-	pytest -n auto --dist loadfile -m "not pipeline and not full_size"
+	pytest -n auto --dist loadfile -m "not pipeline and not stress and not full_size"
 
 .PHONY: stress
 stress: .venv/installed-test ## Kill, cut off and fill up what the study runs on, for an hour; needs an SSH server and root

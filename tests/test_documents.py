@@ -87,6 +87,18 @@ def test_document_names_only_commands_that_are_run(document: str) -> None:
     assert {*ALL[document]} <= {*RUN_BY_CI, *RUN_BY_TESTS}
 
 
+def test_fast_tests_leave_out_every_marker_of_slow_ones() -> None:
+    """What -m says on the command line replaces what it says in pyproject.toml."""
+    options = tomllib.loads((PROJECT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]
+    markers = {marker.partition(":")[0] for marker in options["markers"]}
+
+    (expression,) = re.findall(
+        r'^test-fast:.*\n\tpytest .*-m "(.*)"$', (PROJECT / "Makefile").read_text(), re.MULTILINE
+    )
+
+    assert {part.removeprefix("not ") for part in expression.split(" and ")} == markers
+
+
 def test_bench_target_runs_the_benchmark() -> None:
     assert re.search(r"^bench:.*\n\tpython -m benchmarks\.training", (PROJECT / "Makefile").read_text(), re.MULTILINE)
 

@@ -107,7 +107,23 @@ def test_repro_trains_again_if_workspace_and_cache_have_lost_an_output(clone: Cl
     assert outputs(clone) == expected
 
 
-def test_repro_does_not_take_a_corrupt_file_from_the_cache(clone: Clone) -> None:
+def test_dvc_trusts_a_corrupt_file_in_its_cache_that_is_read_only(clone: Clone) -> None:
+    """A limit that SECURITY.md names: DVC makes these files read-only, and hashes none of them again."""
+    model = "models/variants/sgd-0.0-0.keras"
+    corrupt = cached(clone, model)
+    wrong = corrupt.read_bytes()[:-1] + b"x"
+    corrupt.chmod(0o644)
+    corrupt.write_bytes(wrong)
+    corrupt.chmod(0o444)
+    (clone.path / model).unlink()
+
+    clone.repro("--single-item", "train@sgd-0.0-0")
+
+    assert (clone.path / model).read_bytes() == wrong
+    assert "models/variants/sgd-0.0-0.keras" not in clone.dvc("status")
+
+
+def test_repro_does_not_take_a_corrupt_file_from_the_cache_that_is_writable(clone: Clone) -> None:
     expected = outputs(clone)
     model = "models/variants/sgd-0.0-0.keras"
     corrupt = cached(clone, model)

@@ -29,7 +29,7 @@ test: .venv/installed-test ## Run the whole test suite, on all cores
 	pytest -n auto --dist loadfile
 
 .PHONY: test-fast
-test-fast: .venv/installed-test ## Run the tests that need nothing big, in under a minute
+test-fast: .venv/installed-test ## Run the tests that need nothing big, in a minute or two
 	pytest -n auto --dist loadfile -m "not pipeline and not stress and not full_size"
 
 .PHONY: stress

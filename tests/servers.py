@@ -10,6 +10,7 @@ import socket
 import ssl
 import struct
 import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -20,6 +21,8 @@ from itertools import count
 from pathlib import Path
 from threading import Event, Thread
 from urllib.parse import urlsplit
+
+from tests.clones import PROJECT
 
 CONTENT = bytes(range(256)) * 4_000  # about a megabyte
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -391,3 +394,14 @@ class Proxy(BaseHTTPRequestHandler):
 
     def log_message(self, *_: object) -> None:
         pass
+
+
+def start_python(code: str, directory: Path) -> subprocess.Popen[bytes]:
+    """Run Python code of a client in a process of its own, in `directory`; what it prints is of no interest."""
+    return subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=directory,
+        env=os.environ | {"PYTHONPATH": str(PROJECT)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )

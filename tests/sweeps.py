@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.clones import Clone
+from tests.clones import Clone, copied
 
 KEYS = ("sgd-0.0-0", "sgd-0.5-0", "adadelta-0.0-0", "adadelta-0.5-0")
 # Put before the fake trainer's work: it waits while a file hold-<key> is there, and fails if fail-<key> is.
@@ -95,3 +95,10 @@ def outputs(clone: Clone) -> dict[str, bytes]:
     paths = [path for name in ("models", "metrics", "data/predictions") for path in (clone.path / name).rglob("*")]
     contents = {str(path.relative_to(clone.path)): path.read_bytes() for path in paths if path.is_file()}
     return contents | {"dvc.lock": (clone.path / "dvc.lock").read_bytes()}
+
+
+def undisturbed_outputs(clone: Clone, copy: Path) -> dict[str, bytes]:
+    """Return what one `dvc repro` writes, in a copy of the clone, which is removed again."""
+    with copied(clone, copy) as undisturbed:
+        undisturbed.repro()
+        return outputs(undisturbed)

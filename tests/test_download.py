@@ -5,8 +5,6 @@ import fcntl
 import os
 import re
 import signal
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -20,9 +18,8 @@ import urllib3
 from dropout_study import download, progress
 from dropout_study.download import fetch
 from dropout_study.errors import StudyError
-from tests.clones import PROJECT
 from tests.needs import needs
-from tests.servers import CONTENT, SHA256, STALL_AT, Handler, Server, certificate, serving
+from tests.servers import CONTENT, SHA256, STALL_AT, Handler, Server, certificate, serving, start_python
 
 UNREADABLE = Path("/proc/self/mem")  # opens, but reading its first byte is an error, for root too
 
@@ -558,13 +555,7 @@ def test_fetch_keeps_what_has_arrived_when_interrupted(
         "from dropout_study.errors import run_stage\n"
         f"run_stage(lambda: fetch(['{server.address('stalls')}'], '{SHA256}', Path('.')), '')\n"
     )
-    process = subprocess.Popen(
-        [sys.executable, "-c", code],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(PROJECT)},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    process = start_python(code, tmp_path)
 
     def arrived() -> bool:
         return any(path.stat().st_size >= STALL_AT for path in tmp_path.iterdir())

@@ -3,7 +3,6 @@
 import os
 import random
 import re
-import subprocess
 import sys
 import threading
 import time
@@ -21,8 +20,7 @@ from hypothesis import strategies as st
 from dropout_study import download
 from dropout_study.download import fetch
 from dropout_study.errors import StudyError
-from tests.clones import PROJECT
-from tests.servers import CONTENT, CUT, SHA256, Handler, Proxy, Server, certificate, serving
+from tests.servers import CONTENT, CUT, SHA256, Handler, Proxy, Server, certificate, serving, start_python
 
 pytestmark = pytest.mark.pipeline
 
@@ -282,13 +280,7 @@ def test_fetch_killed_at_random_moments_fetches_nothing_again(server: Server, tm
     part_file(tmp_path).touch()
     for _ in range(6):
         before = part_file(tmp_path).stat().st_size
-        process = subprocess.Popen(
-            [sys.executable, "-c", code],
-            cwd=tmp_path,
-            env=os.environ | {"PYTHONPATH": str(PROJECT)},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
+        process = start_python(code, tmp_path)
         deadline = time.monotonic() + 30
         while part_file(tmp_path).stat().st_size == before and time.monotonic() < deadline:
             time.sleep(0.01)

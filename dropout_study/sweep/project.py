@@ -5,6 +5,7 @@ import json
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -109,7 +110,8 @@ def refusals(entries: Mapping[str, str]) -> dict[str, str]:
     return refused
 
 
-def versions() -> dict[str, str]:
+@cache  # `collect` asks for each variant
+def versions() -> Mapping[str, str]:
     """Return the versions, by name, of all that computes: Python and the packages that provenance has, too."""
     return {"python": platform.python_version()} | {name: version(name) for name in devices.PACKAGES}
 

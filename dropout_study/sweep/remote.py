@@ -6,7 +6,6 @@ push is what makes the variant done: a worker that dies before it is simply call
 `collect` takes all entries in.
 """
 
-import itertools
 import json
 import os
 import secrets
@@ -162,7 +161,9 @@ def retry(action: Callable[[], Value], what: str, directory: Path, on_line: Call
 
     If the disk of `directory` is full, that is why, and it is raised at once. `on_line` gets what is said meanwhile.
     """
-    for attempt in itertools.count(1):
+    attempt = 0
+    while True:
+        attempt += 1
         try:
             return action()
         except StudyError as error:
@@ -172,7 +173,6 @@ def retry(action: Callable[[], Value], what: str, directory: Path, on_line: Call
             pause = min(FIRST_PAUSE_SECONDS * 2 ** (attempt - 1), LONGEST_PAUSE_SECONDS)
             on_line(f"{what} failed, again in {duration(pause)}: {error}")
             time.sleep(pause)
-    raise AssertionError
 
 
 def free_mebibytes(directory: Path) -> int:
@@ -266,14 +266,14 @@ def collect(repository: str, sweep: str, study_keys: Sequence[str]) -> Collected
     output("git", "fetch", "--quiet", repository, f"+{PREFIX}/{sweep}/trained/*:{local}/*")
     entries: dict[str, str] = {}
     refused: dict[str, str] = {}
-    logs: dict[str, str] = {}
+    printed: dict[str, str] = {}
     try:
         for key in keys:
             entries[key] = lockfile.split(_pushed_file(f"{local}/{key}", ENTRY))[project.stage_of(key)]
             if why := _other_versions(_pushed_file(f"{local}/{key}", PROVENANCE)):
                 refused[key] = why
             with suppress(StudyError):  # there is none
-                logs[key] = _pushed_file(f"{local}/{key}", LOG)
+                printed[key] = _pushed_file(f"{local}/{key}", LOG)
     finally:
         for key in pushed:
             output("git", "update-ref", "-d", f"{local}/{key}")
@@ -282,9 +282,8 @@ def collect(repository: str, sweep: str, study_keys: Sequence[str]) -> Collected
         output("git", "push", "--quiet", repository, *(f":{entry_ref(sweep, key)}" for key in refused))
     accepted = {key: entry for key, entry in entries.items() if key not in refused}
     project.take_in(accepted, study_keys, pull=True)
-    for key in accepted:
-        if key in logs:
-            _keep_log(key, logs[key])
+    for key in accepted.keys() & printed.keys():
+        _keep_log(key, printed[key])
     return Collected([*accepted], refused, pushed - refused.keys())
 
 

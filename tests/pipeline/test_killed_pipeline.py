@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.clones import FAKE_TRAINER, Clone, copied, small_project
-from tests.sweeps import outputs, processes, wait_until
+from tests.sweeps import outputs, processes, undisturbed_outputs, wait_until
 
 pytestmark = pytest.mark.pipeline
 
@@ -32,9 +32,7 @@ def fresh(tmp_path_factory: pytest.TempPathFactory) -> Clone:
 @pytest.fixture(scope="module")
 def expected(fresh: Clone, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """What an undisturbed run writes."""
-    with copied(fresh, tmp_path_factory.mktemp("undisturbed") / "project") as clone:
-        clone.repro()
-        return outputs(clone)
+    return undisturbed_outputs(fresh, tmp_path_factory.mktemp("undisturbed") / "project")
 
 
 def survive(fresh: Clone, expected: dict[str, bytes], directory: Path, kills: int) -> None:

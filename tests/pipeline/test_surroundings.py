@@ -14,7 +14,7 @@ import pytest
 
 from tests.clones import FAKE_TRAINER, Clone, copied, small_project
 from tests.needs import missing
-from tests.sweeps import outputs
+from tests.sweeps import outputs, undisturbed_outputs
 
 pytestmark = pytest.mark.pipeline
 
@@ -46,9 +46,7 @@ def fresh(tmp_path_factory: pytest.TempPathFactory) -> Clone:
 @pytest.fixture(scope="module")
 def expected(fresh: Clone, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """What an undisturbed run makes of it."""
-    with copied(fresh, tmp_path_factory.mktemp("expected") / "project") as clone:
-        clone.repro()
-        return outputs(clone)
+    return undisturbed_outputs(fresh, tmp_path_factory.mktemp("expected") / "project")
 
 
 @pytest.fixture

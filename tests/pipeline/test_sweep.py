@@ -18,7 +18,7 @@ import pytest
 from dropout_study import files
 from dropout_study.sweep import project
 from tests.clones import Clone, copied, environment, small_project
-from tests.sweeps import KEYS, gates, outputs, processes, release, started, wait_until
+from tests.sweeps import KEYS, gates, outputs, processes, release, started, undisturbed_outputs, wait_until
 
 pytestmark = pytest.mark.pipeline
 
@@ -338,9 +338,7 @@ def test_killed_training_resumes_in_another_clone_with_the_bytes_of_an_uninterru
     clone.repro("normalize")
     clone.commit("a study of one variant")
     log = clone.path / "logs/adadelta-0.5-0.log"
-    with copied(clone, tmp_path / "uninterrupted") as uninterrupted:
-        uninterrupted.repro()
-        expected = outputs(uninterrupted)
+    expected = undisturbed_outputs(clone, tmp_path / "uninterrupted")
     sweep = sweeping(clone, "--workers", "1")
     wait_until(lambda: log.exists() and "epoch 2/6" in log.read_text())
 

@@ -12,8 +12,8 @@ import pytest
 
 from dropout_study.errors import StudyError
 from dropout_study.sweep import project, remote
-from tests.clones import PROJECT, Clone, copied, environment
-from tests.sweeps import KEYS, gates, outputs, processes, set_hook, share, started, wait_until
+from tests.clones import PROJECT, Clone, environment
+from tests.sweeps import KEYS, gates, outputs, processes, set_hook, share, started, undisturbed_outputs, wait_until
 
 pytestmark = pytest.mark.pipeline
 
@@ -60,9 +60,7 @@ def other_h5py(directory: Path) -> str:
 
 
 def test_workers_and_collect_give_the_bytes_of_a_sequential_run(sent: Sweep, tmp_path: Path) -> None:
-    with copied(sent.clone, tmp_path / "sequential") as sequential:
-        sequential.repro()
-        expected = outputs(sequential)
+    expected = undisturbed_outputs(sent.clone, tmp_path / "sequential")
     shutil.rmtree(sent.clone.path / ".dvc/cache/runs", ignore_errors=True)
 
     for index in range(4):

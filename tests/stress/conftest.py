@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.clones import Clone, copied
-from tests.sweeps import gates, outputs, wait_until
+from tests.clones import Clone
+from tests.sweeps import gates, undisturbed_outputs, wait_until
 
 MARK = "DROPOUT_STUDY_STRESS"
 
@@ -36,7 +36,6 @@ def marked(directory: Path) -> list[str]:
 @pytest.fixture
 def expected(swept: Clone, tmp_path: Path) -> dict[str, bytes]:
     """What a sequential run gives, without a trace in `gates`."""
-    with copied(swept, tmp_path / "sequential") as sequential:
-        sequential.repro()
-        (gates(swept) / "started").unlink()
-        return outputs(sequential)
+    written = undisturbed_outputs(swept, tmp_path / "sequential")
+    (gates(swept) / "started").unlink()
+    return written

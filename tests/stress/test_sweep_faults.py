@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.clones import Clone, copied, finish, small_project
-from tests.sweeps import KEYS, gates, outputs, processes, share, started, wait_until
+from tests.clones import Clone, finish, small_project
+from tests.sweeps import KEYS, gates, outputs, processes, share, started, undisturbed_outputs, wait_until
 
 pytestmark = pytest.mark.stress
 
@@ -303,9 +303,7 @@ def test_killed_training_resumes_on_another_machine_with_the_bytes_of_an_uninter
     clone.dvc("remote", "add", "--default", "shared", str(tmp_path / "remote"))
     clone.repro("normalize")
     clone.commit("a study of one variant")
-    with copied(clone, tmp_path / "uninterrupted") as uninterrupted:
-        uninterrupted.repro()
-        expected = outputs(uninterrupted)
+    expected = undisturbed_outputs(clone, tmp_path / "uninterrupted")
     clone.run("git", "init", "--quiet", "--bare", str(tmp_path / "repository.git"))
     sweep = send(clone, str(tmp_path / "repository.git"), tmp_path / "machines")
     shared = ["--checkpoints", str(tmp_path / "checkpoints")]

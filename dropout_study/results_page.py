@@ -33,6 +33,7 @@ PART = re.compile(r"-\d+$")  # of the name of a study with more runs of a preset
 SIZES = ("cifar10-1000", "cifar10-3000", MAIN)
 SIZE_RATES = (0.0, 0.3, 0.5)
 ARTICLE_RATE = 0.5
+ARTICLE_EPOCHS = 50
 FORERUNNER_RATE = 0.2
 COLLAPSED_RATES = (0.8, 0.9)
 LATE_EPOCHS = 3  # the last ones, in which curves should be flat
@@ -140,6 +141,9 @@ def claims(main: Published | None) -> list[tuple[str, Judgement]]:
 def context(published: Mapping[str, Published], author: Sequence[Mapping[str, str]], planned: int) -> dict[str, Any]:
     """Return what the template of the page is filled with: the published studies, and tables of them."""
     main = published.get(MAIN)
+    of_article = {
+        preset: [study for name, study in published.items() if PART.sub("", name) == preset] for preset in ARTICLE
+    }
     return {
         "main": main,
         "planned": planned,
@@ -158,9 +162,12 @@ def context(published: Mapping[str, Published], author: Sequence[Mapping[str, st
         "size_rows": size_rows([published[name] for name in SIZES if name in published]),
         "article": {
             preset: article_rows(parts, author if preset == NOTEBOOK else [])
-            for preset in ARTICLE
-            if (parts := [study for name, study in published.items() if PART.sub("", name) == preset])
+            for preset, parts in of_article.items()
+            if parts
         },
+        "cut_short": any(
+            part.settings.train.epochs < ARTICLE_EPOCHS for parts in of_article.values() for part in parts
+        ),
         "studies": published.values(),
         "report": report,
         "facts": facts,
@@ -259,27 +266,48 @@ def size_rows(studies: Iterable[Published]) -> list[Row]:
 def article_rows(parts: Iterable[Published], author: Sequence[Mapping[str, str]]) -> list[Row]:
     """Return for each rate what is measured, beside what the author's rows have of it.
 
-    `parts` are studies with the same settings.
+    `parts` are studies that differ in their rates and their number of epochs only, and are validated on the test
+    images. A longer one also has a row for the epoch in which a shorter one ended. The author's figures are those after
+    `ARTICLE_EPOCHS`.
     """
+    parts = list(parts)
+    ends = sorted({study.settings.train.epochs for study in parts})
     printed = {float(row["dropout"]): row for row in author}
-    rows: list[Row] = []
+    rows: list[tuple[int, Row]] = []
     for study in parts:
+        last = study.settings.train.epochs
         for (optimizer, dropout), group in by_rate(study.results).items():
-            accuracy, loss = measured(group)
-            theirs = printed.get(dropout)
-            their_accuracy = f"{100 * float(theirs['test_accuracy']):.1f} %" if theirs else "–"
-            their_loss = f"{float(theirs['test_loss']):.3f}" if theirs else "–"
-            epochs = max(run.epochs for run in group)
-            figures = (their_accuracy, accuracy, their_loss, loss)
-            rows.append((optimizer, dropout, f"`{study.name}`", runs(group), epochs, *figures))
-    return sorted(rows, key=lambda row: f"{row[0]} {row[1]}")
+            for epoch in ends[: ends.index(last) + 1]:
+                accuracy, loss = measured(group) if epoch == last else measured_after(study, optimizer, dropout, epoch)
+                theirs = printed.get(dropout) if epoch == ARTICLE_EPOCHS else None
+                their_accuracy = f"{100 * float(theirs['test_accuracy']):.1f} %" if theirs else "–"
+                their_loss = f"{float(theirs['test_loss']):.3f}" if theirs else "–"
+                figures = (their_accuracy, accuracy, their_loss, loss)
+                rows.append((epoch, (optimizer, dropout, f"`{study.name}`", runs(group), epoch, *figures)))
+    return [row for _, row in sorted(rows, key=lambda pair: (pair[0], str(pair[1][:3])))]
+
+
+def measured_after(study: Published, optimizer: str, dropout: float, epoch: int) -> tuple[str, str]:
+    """Return validation accuracy and loss after an epoch, of the runs of a rate."""
+    rows = [
+        row
+        for row in study.histories
+        if (row["optimizer"], float(row["dropout"]), int(row["epoch"]), row["part"])
+        == (optimizer, dropout, epoch, "validation")
+    ]
+    return spreads([float(row["accuracy"]) for row in rows], [float(row["loss"]) for row in rows])
 
 
 def measured(group: Sequence[Result], part: str = "test") -> tuple[str, str]:
     """Return accuracy and loss, in `part`, of the runs of a rate that did not diverge."""
     alive = finished(group)
-    accuracy = spread([getattr(run, f"{part}_accuracy") for run in alive], 100, ".1f")
-    return f"{accuracy} %" if alive else accuracy, spread([getattr(run, f"{part}_loss") for run in alive], 1, ".3f")
+    return spreads(*([getattr(run, f"{part}_{quantity}") for run in alive] for quantity in QUANTITIES))
+
+
+def spreads(accuracies: Sequence[float], losses: Sequence[float]) -> tuple[str, str]:
+    """Return the `spread` of accuracies, in percent, and of losses."""
+    accuracy = spread(accuracies, 100, ".1f")
+    return f"{accuracy} %" if accuracies else accuracy, spread(losses, 1, ".3f")
 
 
 def runs(group: Sequence[Result]) -> str:

@@ -44,9 +44,10 @@ def runs(optimizer: str, accuracies: dict[float, list[float]]) -> list[Result]:
     ]
 
 
-def published(name: str, rows: list[Result], preset: str = "cifar10-small") -> Published:
+def published(name: str, rows: list[Result], preset: str = "cifar10-small", epochs: int | None = None) -> Published:
     verdict = verdict_of(rows) | {"machines": [{"provenance": MACHINE, "variants": [row.variant for row in rows]}]}
     settings = load_settings(PROJECT / f"presets/{preset}.yaml")
+    train = settings.train.model_copy(update={"epochs": epochs or settings.train.epochs})
     study = settings.study.model_copy(update={"optimizers": [*dict.fromkeys(row.optimizer for row in rows)]})
     provenance: dict[str, Any] = {
         "commit": "0123456789abcdef",
@@ -66,9 +67,9 @@ def published(name: str, rows: list[Result], preset: str = "cifar10-small") -> P
             "accuracy": f"{epoch / 20}",
         }
         for row in finished(rows)
-        for epoch in range(1, settings.train.epochs + 1)
+        for epoch in range(1, train.epochs + 1)
     ]
-    settings = settings.model_copy(update={"study": study})
+    settings = settings.model_copy(update={"study": study, "train": train})
     return Published(name, settings, rows, rates_of(rows), verdict, histories, bins, provenance)
 
 
@@ -167,11 +168,13 @@ def test_page_of_all_studies_has_every_section_and_their_figures() -> None:
         *runs("adadelta", {0.0: WORSE, 0.2: NEAR, 0.3: NEAR, 0.5: CLEAR, 0.8: [0.1, math.nan]}),
         *runs("sgd", {0.0: WORSE, 0.2: WORSE, 0.3: WORSE, 0.5: WORSE}),
     ]
+    zero = runs("adadelta", {0.0: [0.7111]})
+    whole = published("article-notebook-2", zero, "article-notebook")
     studies = {
         "cifar10-small": published("cifar10-small", both),
         "cifar10-1000": published("cifar10-1000", runs("adadelta", {0.0: [0.4, 0.41], 0.3: NEAR, 0.5: NEAR})),
         "article-notebook": published("article-notebook", runs("adadelta", {0.5: [0.8123]}), "article-notebook"),
-        "article-notebook-2": published("article-notebook-2", runs("adadelta", {0.0: [0.7111]}), "article-notebook"),
+        "article-notebook-2": published("article-notebook-2", zero, "article-notebook", epochs=10),
     }
 
     text = results_page.page(studies, AUTHOR, 60, TEMPLATE)
@@ -180,8 +183,15 @@ def test_page_of_all_studies_has_every_section_and_their_figures() -> None:
     assert len(headings) == 9
     assert f"**{report.answer(studies['cifar10-small'].verdict)}**" in text
     assert report.table(studies["cifar10-small"].verdict) in text
-    own = "| adadelta | 0.0 | `article-notebook-2` | 1 | 6 | 79.1 % | 71.1 % | 1.868 | 1.289 |"
-    assert f"{own}\n| adadelta | 0.5 | `article-notebook` | 1 | 6 | 80.1 % | 81.2 % | 0.614 | 1.188 |" in text
+    rows = """
+| adadelta | 0.0 | `article-notebook-2` | 1 | 10 | – | 71.1 % | – | 1.289 |
+| adadelta | 0.5 | `article-notebook` | 1 | 10 | – | 50.0 % | – | 0.200 |
+| adadelta | 0.5 | `article-notebook` | 1 | 50 | 80.1 % | 81.2 % | 0.614 | 1.188 |
+"""
+    assert rows in text
+    cut_short = "A run of fewer than 50 epochs was planned so"
+    assert cut_short in text
+    assert cut_short not in results_page.page(studies | {"article-notebook-2": whole}, AUTHOR, 60, TEMPLATE)
     assert "| `cifar10-small`, adadelta | 0.8 | 2, 1 diverged | 10.0 % | 1.900 | 75.0 % | 0.250 |" in text
     assert "| adadelta | 0.5 | 81.0 % | 70.0 % | under | 10.0 (10.0–10.0) |" in text
     assert "| adadelta | 0.5 | 45.0 → 60.0 % | 0.222 → 0.167 |" in text
@@ -263,13 +273,15 @@ def test_pictures_and_tables_of_the_committed_page_exist() -> None:
 
 @pytest.mark.parametrize("name", sorted(path.parent.name for path in (PROJECT / DIRECTORY).glob("*/params.yaml")))
 def test_published_study_has_the_settings_of_its_preset(name: str) -> None:
-    """But for the archive. A study that still runs, or that adds runs to another, has fewer variants."""
+    """But for the archive. A study may have fewer variants; if it adds runs to another, also fewer epochs."""
     preset_file = PROJECT / f"presets/{name}.yaml"
     if not preset_file.exists():
         preset_file = PROJECT / f"presets/{results_page.PART.sub('', name)}.yaml"
     preset, study = load_settings(preset_file), load_settings(PROJECT / f"results/{name}/params.yaml")
 
     same = {"download": preset.download, "study": preset.study}
+    if name != preset_file.stem:
+        same["train"] = preset.train.model_copy(update={"epochs": study.train.epochs})
     assert study.model_copy(update=same) == preset
     for (_, some), (_, every) in zip(study.study, preset.study, strict=True):
         assert set(some) <= set(every)

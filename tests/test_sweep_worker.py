@@ -29,6 +29,14 @@ def test_acquire_refuses_a_file_system_without_locks(tmp_path: Path, monkeypatch
         worker.acquire(tmp_path / "worker-1")
 
 
+def test_hold_names_the_lock_of_a_clone_in_which_something_still_runs(tmp_path: Path) -> None:
+    with (
+        worker.acquire(tmp_path / "worker-1"),
+        pytest.raises(StudyError, match=r"worker-1\.lock: a process of an earlier sweep still runs; `fuser "),
+    ):
+        worker.Worker(tmp_path / "worker-1").hold()
+
+
 def test_retry_tries_again_until_it_succeeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote, "FIRST_PAUSE_SECONDS", 0.0)
     monkeypatch.setattr(remote, "FULL_MEBIBYTES", 0)

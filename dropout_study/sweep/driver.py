@@ -111,13 +111,15 @@ def sweep(options: Options, ray: ray_pool.RayOptions | None = None) -> None:
 def send(repository: str) -> None:
     """Push what a sweep over machines needs, and say how to train and collect it."""
     settings = load_settings()
-    dvc("repro", "normalize")
-    keys = project.missing(variant.key for variant in settings.variants)
-    if not keys:
-        say("every variant is trained: nothing to send")
-        return
-    _say_what_is_uncommitted()
-    sweep = remote.send(repository, keys)
+    with files.locked(project.SWEEP / "lock", BUSY):
+        boards.STATUS.unlink(missing_ok=True)
+        dvc("repro", "normalize")
+        keys = project.missing(variant.key for variant in settings.variants)
+        if not keys:
+            say("every variant is trained: nothing to send")
+            return
+        _say_what_is_uncommitted()
+        sweep = remote.send(repository, keys)
     say(f"{sweep}: {report.count(keys, 'variant')} sent to {repository}. On each machine, for 0 to {len(keys) - 1}:\n")
     say(f"  dropout-study sweep worker {repository} {sweep} --index N\n")
     say(f"Then here:\n\n  dropout-study sweep collect {repository} {sweep}")

@@ -253,6 +253,7 @@ def test_second_sweep_in_a_project_is_refused_and_status_shows_the_first(swept: 
     wait_until(lambda: len(started(swept)) == 2)
 
     second = swept.run("dropout-study", "sweep", check=False)
+    send = swept.run("dropout-study", "sweep", "send", "origin", check=False)
     wait_until(lambda: (swept.path / ".dvc/tmp/sweep/status.json").read_text().count("1/2") == 2)
     status = swept.run("dropout-study", "status").stdout
 
@@ -260,6 +261,7 @@ def test_second_sweep_in_a_project_is_refused_and_status_shows_the_first(swept: 
     sweep.communicate(timeout=90)
     assert second.returncode == 1
     assert "another sweep runs in this project" in second.stderr
+    assert "another sweep runs in this project" in send.stderr
     assert "0 of 4 trained" in status
     assert re.search(r"worker-[12] +sgd-0\.0-0 +epoch 1/2 +12\.00% +1,234 images/s", status)
     after = swept.run("dropout-study", "status").stdout

@@ -4,8 +4,8 @@ import os
 import signal
 import statistics
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from threading import Event
 from typing import NamedTuple, Protocol
 
@@ -205,7 +205,7 @@ def _train(board: Board, engine: Engine, study_keys: Sequence[str]) -> None:
 
     `study_keys` has the variants of the study. Raises `StudyError` if some failed, were refused or were not trained.
     """
-    with _interruptible() as interrupted:
+    with _interruptible(_say_that_trainings_end) as interrupted:
         try:
             with board.shown():
                 engine.run(board, interrupted)
@@ -225,14 +225,17 @@ def _train(board: Board, engine: Engine, study_keys: Sequence[str]) -> None:
         raise StudyError("; ".join(problems) + f"; {kept} are trained and kept")
 
 
+def _say_that_trainings_end() -> None:
+    os.write(2, b"\nstopping: trainings end after their step, and resume next time\n")
+
+
 @contextmanager
-def _interruptible() -> Iterator[Event]:
-    """Yield an event that Ctrl-C or SIGTERM sets; at the end, raise KeyboardInterrupt if it is set."""
+def _interruptible(on_interrupt: Callable[[], object]) -> Iterator[Event]:
+    """Yield an event that Ctrl-C or SIGTERM sets, after `on_interrupt`; at the end, raise KeyboardInterrupt if set."""
     interrupted = Event()
 
     def interrupt(number: int, _: object) -> None:
-        if not interrupted.is_set():
-            os.write(2, b"\nstopping: trainings end after their step, and resume next time\n")
+        on_interrupt()
         interrupted.set()
 
     handlers = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -246,7 +249,18 @@ def _interruptible() -> Iterator[Event]:
 
 
 def dvc(*arguments: str) -> None:
-    """Run `dvc` for the user to see; raises `StudyError` if it fails."""
-    status = subprocess.run([*DVC, *arguments], env=environment(), check=False).returncode
+    """Run `dvc` for the user to see; raises `StudyError` if it fails.
+
+    Ctrl-C or SIGTERM interrupts it and its stage, which then have the time they need: a kill may cut off dvc.lock.
+    """
+    # In a group of its own, to which interrupts of a terminal do not go by themselves.
+    process = subprocess.Popen([*DVC, *arguments], env=environment(), stdin=subprocess.DEVNULL, process_group=0)
+
+    def interrupt() -> None:
+        with suppress(ProcessLookupError):  # it has ended
+            os.killpg(process.pid, signal.SIGINT)
+
+    with _interruptible(interrupt):
+        status = process.wait()
     if status:
         raise StudyError(f"`dvc {' '.join(arguments)}` failed")

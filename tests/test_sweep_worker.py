@@ -77,6 +77,13 @@ def test_require_remote_refuses_what_other_clones_do_not_have(
         remote.require_remote()
 
 
+def test_work_refuses_a_scratch_directory_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+
+    with pytest.raises(StudyError, match=r"file/scratch: cannot be made: Not a directory; name another .* --scratch"):
+        remote.work("repository", "sweep", "sgd-0.5-0", tmp_path / "file/scratch")
+
+
 def test_retry_tries_again_until_it_succeeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote, "FIRST_PAUSE_SECONDS", 0.0)
     monkeypatch.setattr(remote, "FULL_MEBIBYTES", 0)

@@ -248,7 +248,10 @@ def work(
     `scratch`. `on_line` gets what is printed. Raises `StudyError` if the training or a push fails.
     """
     scratch = scratch.resolve()
-    scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise StudyError(f"{scratch}: cannot be made: {error.strerror}; name another directory by --scratch") from None
     if scratch.stat().st_uid not in (0, os.getuid()) or not os.access(scratch, os.W_OK | os.X_OK):
         raise StudyError(f"{scratch}: is another user's, or cannot be written; name another directory by --scratch")
     pushed = retry(lambda: pushed_variants(repository, sweep), "git ls-remote", scratch, on_line)

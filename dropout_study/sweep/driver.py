@@ -253,14 +253,18 @@ def dvc(*arguments: str) -> None:
 
     Ctrl-C or SIGTERM interrupts it and its stage, which then have the time they need: a kill may cut off dvc.lock.
     """
-    # In a group of its own, to which interrupts of a terminal do not go by themselves.
-    process = subprocess.Popen([*DVC, *arguments], env=environment(), stdin=subprocess.DEVNULL, process_group=0)
+    groups: list[int] = []
 
     def interrupt() -> None:
-        with suppress(ProcessLookupError):  # it has ended
-            os.killpg(process.pid, signal.SIGINT)
+        for group in groups:
+            with suppress(ProcessLookupError):  # it has ended
+                os.killpg(group, signal.SIGINT)
 
+    # DVC is in a group of its own, to which interrupts of a terminal do not go by themselves. It is started while they
+    # are handled here, so that it does not inherit that they are ignored, as in the background of a script.
     with _interruptible(interrupt):
+        process = subprocess.Popen([*DVC, *arguments], env=environment(), stdin=subprocess.DEVNULL, process_group=0)
+        groups.append(process.pid)
         status = process.wait()
     if status:
         raise StudyError(f"`dvc {' '.join(arguments)}` failed")

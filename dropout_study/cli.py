@@ -153,6 +153,13 @@ def publish(name: str) -> None:
     click.echo(f"published: {publish(name)}/; `git add` it, and `make results-page` writes docs/results.md again")
 
 
+def _url(context: click.Context, _: click.Parameter, repository: str | None) -> str | None:
+    """Return what names a Git repository on every machine."""
+    from dropout_study.sweep import remote
+
+    return repository if repository is None or context.resilient_parsing else remote.url(repository)
+
+
 # The options of a sweep that only count with Ray, in the order of `RayOptions`.
 RAY_OPTIONS = ("repository", "scratch", "checkpoints", "gpus_per_worker")
 scratch_option = click.option(
@@ -189,7 +196,7 @@ checkpoints_option = click.option(
     "--ray", is_flag=True, help="Train by Ray, started for this and on this machine alone. Needs --repository."
 )
 @click.option("--address", help="Train by the Ray cluster at this address, such as auto. Needs --repository.")
-@click.option("--repository", help="With Ray: the URL of a Git repository that every machine reaches.")
+@click.option("--repository", callback=_url, help="With Ray: the URL of a Git repository that every machine reaches.")
 @click.option("--gpus-per-worker", type=click.FloatRange(0), default=0.0, show_default=True, help="With Ray.")
 @scratch_option
 @checkpoints_option
@@ -236,7 +243,7 @@ def sweep(context: click.Context, /, **options: Any) -> None:
 
 
 @sweep.command()
-@click.argument("repository")
+@click.argument("repository", callback=_url)
 def send(repository: str) -> None:
     """Push a snapshot of the workspace and the data.
 
@@ -251,7 +258,7 @@ def send(repository: str) -> None:
 
 
 @sweep.command()
-@click.argument("repository")
+@click.argument("repository", callback=_url)
 @click.argument("name")
 @click.argument("key", required=False)
 @click.option("--index", type=click.IntRange(0), help="The place of the variant among those of the sweep, from 0.")
@@ -279,7 +286,7 @@ def worker(
 
 
 @sweep.command()
-@click.argument("repository")
+@click.argument("repository", callback=_url)
 @click.argument("name")
 def collect(repository: str, name: str) -> None:
     """Take in what the workers of a sweep pushed, then evaluate.

@@ -68,6 +68,15 @@ def test_drawn_counts_variants_and_has_a_line_for_each_that_runs() -> None:
     assert [line.split()[:3] for line in observed.splitlines()[1:]] == [["worker-1", KEYS[2], "starting"]]
 
 
+def test_variant_that_fails_before_it_is_started_took_no_time() -> None:
+    """As on a machine of a Ray cluster without the project."""
+    board = Board(KEYS, workers=2)
+
+    board.ended(KEYS[0], FAILED, 0.0)
+
+    assert board.rows[KEYS[0]].seconds == 0.0
+
+
 def test_final_table_has_every_variant() -> None:
     board = Board(KEYS[:2], workers=1)
     board.started(KEYS[0], "worker-1")

@@ -2,10 +2,12 @@
 
 import errno
 import fcntl
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
+from dropout_study.commands import DVC, output
 from dropout_study.errors import StudyError
 from dropout_study.sweep import remote, worker
 
@@ -27,6 +29,59 @@ def test_acquire_refuses_a_file_system_without_locks(tmp_path: Path, monkeypatch
 
     with pytest.raises(StudyError, match=r"worker-1\.lock: this file system has no locks, which a sweep needs"):
         worker.acquire(tmp_path / "worker-1")
+
+
+def test_hold_names_the_lock_of_a_clone_in_which_something_still_runs(tmp_path: Path) -> None:
+    with (
+        worker.acquire(tmp_path / "worker-1"),
+        pytest.raises(StudyError, match=r"worker-1\.lock: a process of an earlier sweep still runs; `fuser "),
+    ):
+        worker.Worker(tmp_path / "worker-1").hold()
+
+
+def test_url_names_a_repository_on_every_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    output("git", "init", "--quiet", "--bare", "repository.git")
+    output("git", "init", "--quiet", "clone")
+    monkeypatch.chdir("clone")
+    output("git", "remote", "add", "origin", "../repository.git")
+    output("git", "remote", "add", "server", "ssh://server.example/repository.git")
+
+    urls = [remote.url(name) for name in ("origin", "../repository.git", "server", "https://server.example/x")]
+
+    path = str(tmp_path / "repository.git")
+    assert urls == [path, path, "ssh://server.example/repository.git", "https://server.example/x"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "has no default DVC remote"),
+        (["--local", "/somewhere"], "has no default DVC remote"),
+        (["../somewhere"], "the remote shared is at ../../somewhere, a relative path"),
+        (["/somewhere"], None),
+        (["ssh://server.example/somewhere"], None),
+    ],
+)
+def test_require_remote_refuses_what_other_clones_do_not_have(
+    options: list[str], message: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    output(*DVC, "init", "--quiet", "--no-scm")
+    if options:
+        output(*DVC, "remote", "add", "--default", *options[:-1], "shared", options[-1])
+
+    refused = pytest.raises(StudyError, match=message) if message else nullcontext()
+
+    with refused:
+        remote.require_remote()
+
+
+def test_work_refuses_a_scratch_directory_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+
+    with pytest.raises(StudyError, match=r"file/scratch: cannot be made: Not a directory; name another .* --scratch"):
+        remote.work("repository", "sweep", "sgd-0.5-0", tmp_path / "file/scratch")
 
 
 def test_retry_tries_again_until_it_succeeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -83,7 +83,7 @@ class Board:
         """Note that a variant is trained, has failed, or waits again; `cpu_seconds` are those of this attempt."""
         with self._lock:
             row = self.rows[key]
-            row.state, row.seconds = state, time.time() - row.begin
+            row.state, row.seconds = state, time.time() - row.begin if row.begin else 0.0
             row.cpu_seconds += cpu_seconds
         left = self.left()
         rest = f", {duration(left)} left" if left else ""

@@ -4,8 +4,8 @@ import os
 import signal
 import statistics
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from threading import Event
 from typing import NamedTuple, Protocol
 
@@ -111,13 +111,15 @@ def sweep(options: Options, ray: ray_pool.RayOptions | None = None) -> None:
 def send(repository: str) -> None:
     """Push what a sweep over machines needs, and say how to train and collect it."""
     settings = load_settings()
-    dvc("repro", "normalize")
-    keys = project.missing(variant.key for variant in settings.variants)
-    if not keys:
-        say("every variant is trained: nothing to send")
-        return
-    _say_what_is_uncommitted()
-    sweep = remote.send(repository, keys)
+    with files.locked(project.SWEEP / "lock", BUSY):
+        boards.STATUS.unlink(missing_ok=True)
+        dvc("repro", "normalize")
+        keys = project.missing(variant.key for variant in settings.variants)
+        if not keys:
+            say("every variant is trained: nothing to send")
+            return
+        _say_what_is_uncommitted()
+        sweep = remote.send(repository, keys)
     say(f"{sweep}: {report.count(keys, 'variant')} sent to {repository}. On each machine, for 0 to {len(keys) - 1}:\n")
     say(f"  dropout-study sweep worker {repository} {sweep} --index N\n")
     say(f"Then here:\n\n  dropout-study sweep collect {repository} {sweep}")
@@ -203,7 +205,7 @@ def _train(board: Board, engine: Engine, study_keys: Sequence[str]) -> None:
 
     `study_keys` has the variants of the study. Raises `StudyError` if some failed, were refused or were not trained.
     """
-    with _interruptible() as interrupted:
+    with _interruptible(_say_that_trainings_end) as interrupted:
         try:
             with board.shown():
                 engine.run(board, interrupted)
@@ -223,14 +225,17 @@ def _train(board: Board, engine: Engine, study_keys: Sequence[str]) -> None:
         raise StudyError("; ".join(problems) + f"; {kept} are trained and kept")
 
 
+def _say_that_trainings_end() -> None:
+    os.write(2, b"\nstopping: trainings end after their step, and resume next time\n")
+
+
 @contextmanager
-def _interruptible() -> Iterator[Event]:
-    """Yield an event that Ctrl-C or SIGTERM sets; at the end, raise KeyboardInterrupt if it is set."""
+def _interruptible(on_interrupt: Callable[[], object]) -> Iterator[Event]:
+    """Yield an event that Ctrl-C or SIGTERM sets, after `on_interrupt`; at the end, raise KeyboardInterrupt if set."""
     interrupted = Event()
 
     def interrupt(number: int, _: object) -> None:
-        if not interrupted.is_set():
-            os.write(2, b"\nstopping: trainings end after their step, and resume next time\n")
+        on_interrupt()
         interrupted.set()
 
     handlers = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -244,7 +249,22 @@ def _interruptible() -> Iterator[Event]:
 
 
 def dvc(*arguments: str) -> None:
-    """Run `dvc` for the user to see; raises `StudyError` if it fails."""
-    status = subprocess.run([*DVC, *arguments], env=environment(), check=False).returncode
+    """Run `dvc` for the user to see; raises `StudyError` if it fails.
+
+    Ctrl-C or SIGTERM interrupts it and its stage, which then have the time they need: a kill may cut off dvc.lock.
+    """
+    groups: list[int] = []
+
+    def interrupt() -> None:
+        for group in groups:
+            with suppress(ProcessLookupError):  # it has ended
+                os.killpg(group, signal.SIGINT)
+
+    # DVC is in a group of its own, to which interrupts of a terminal do not go by themselves. It is started while they
+    # are handled here, so that it does not inherit that they are ignored, as in the background of a script.
+    with _interruptible(interrupt):
+        process = subprocess.Popen([*DVC, *arguments], env=environment(), stdin=subprocess.DEVNULL, process_group=0)
+        groups.append(process.pid)
+        status = process.wait()
     if status:
         raise StudyError(f"`dvc {' '.join(arguments)}` failed")

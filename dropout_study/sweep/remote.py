@@ -12,6 +12,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from configparser import ConfigParser
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -49,8 +50,36 @@ def entry_ref(sweep: str, key: str) -> str:
     return f"{PREFIX}/{sweep}/trained/{key}"
 
 
+def url(repository: str) -> str:
+    """Return the URL or absolute path of a Git repository, given by that, a relative path or the name of a remote here.
+
+    Only that means the same on every machine, and in every clone.
+    """
+    address = output("git", "ls-remote", "--get-url", repository)
+    return str(Path(address).resolve()) if Path(address).exists() else address
+
+
+def require_remote() -> None:
+    """Raise `StudyError` unless .dvc/config names a default DVC remote that means the same in every clone."""
+    config = ConfigParser(interpolation=None)
+    config.read(".dvc/config", encoding="utf-8")
+    name = config.get("core", "remote", fallback="")
+    place = config.get(f"'remote \"{name}\"'", "url", fallback="").strip("'\"")
+    if not place:
+        raise StudyError(
+            ".dvc/config: has no default DVC remote, through which workers get data and give results; "
+            "`dvc remote add --default NAME URL`, without --local or --global"
+        )
+    if "://" not in place and not place.startswith("/"):
+        raise StudyError(
+            f".dvc/config: the remote {name} is at {place}, a relative path, which leads elsewhere in the clone of a "
+            "worker; write an absolute path or a URL there"
+        )
+
+
 def send(repository: str, keys: Sequence[str]) -> str:
     """Push a snapshot that names `keys`, and the data, for workers to train; return the name of the sweep."""
+    require_remote()
     sweep = f"{time.strftime('%Y%m%d')}-{secrets.token_hex(3)}"
     commit = project.snapshot("\n".join(keys))
     try:
@@ -219,7 +248,10 @@ def work(
     `scratch`. `on_line` gets what is printed. Raises `StudyError` if the training or a push fails.
     """
     scratch = scratch.resolve()
-    scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise StudyError(f"{scratch}: cannot be made: {error.strerror}; name another directory by --scratch") from None
     if scratch.stat().st_uid not in (0, os.getuid()) or not os.access(scratch, os.W_OK | os.X_OK):
         raise StudyError(f"{scratch}: is another user's, or cannot be written; name another directory by --scratch")
     pushed = retry(lambda: pushed_variants(repository, sweep), "git ls-remote", scratch, on_line)

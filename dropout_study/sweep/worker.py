@@ -77,8 +77,14 @@ class Worker:
         self.dvc("checkout", *DATA)
 
     def hold(self) -> None:
-        """Lock the clone for this process and all that it starts in it."""
-        self._held = acquire(self.directory)
+        """Lock the clone for this process and all that it starts in it; raises `StudyError` if it is in use."""
+        try:
+            self._held = acquire(self.directory)
+        except BlockingIOError:
+            path = lock_of(self.directory)
+            raise StudyError(
+                f"{path}: a process of an earlier sweep still runs; `fuser {path}` names it, end it"
+            ) from None
 
     def configure(self, lock: str, checkpoints: Path, logs: Path, config: str = "") -> None:
         """Say what each variant starts from, and where checkpoints and logs are; `config` is of DVC's."""

@@ -23,6 +23,14 @@ from tests.sweeps import KEYS, gates, outputs, processes, release, started, undi
 pytestmark = pytest.mark.pipeline
 
 
+# Put before the work of a stage: it waits until it is interrupted.
+MAIN = "\ndef main() -> None:\n"
+WAIT = """    import pathlib, threading
+    pathlib.Path("waiting").touch()
+    threading.Event().wait()
+"""
+
+
 def sweeping(clone: Clone, *options: str) -> subprocess.Popen[str]:
     """Start a sweep and return its process, which has a group of its own."""
     return clone.start("dropout-study", "sweep", *options)
@@ -164,6 +172,23 @@ def test_interrupt_keeps_what_is_trained_and_the_next_sweep_trains_the_rest(swep
     assert "3 of 4 variants to train" in swept.run("dropout-study", "sweep").stdout
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupt_of_evaluate_ends_when_dvc_and_its_stage_have_ended(clone: Clone, number: int) -> None:
+    evaluate = clone.path / "stages/evaluate.py"
+    evaluate.write_text(evaluate.read_text().replace(MAIN, MAIN + WAIT))
+    sweep = sweeping(clone)
+    wait_until(lambda: (clone.path / "waiting").exists())
+
+    sweep.send_signal(number)
+    sweep.wait(timeout=60)
+
+    assert processes(clone) == []
+    printed, _ = sweep.communicate()
+    assert sweep.returncode == 130, printed
+    assert "failed to reproduce 'evaluate'" in printed
+    assert "interrupted; what is trained is kept" in printed
+
+
 def test_killed_driver_leaves_nothing_running_and_nothing_is_lost(swept: Clone) -> None:
     (gates(swept) / "hold-sgd-0.5-0").touch()
     (gates(swept) / "hold-adadelta-0.0-0").touch()
@@ -253,6 +278,7 @@ def test_second_sweep_in_a_project_is_refused_and_status_shows_the_first(swept: 
     wait_until(lambda: len(started(swept)) == 2)
 
     second = swept.run("dropout-study", "sweep", check=False)
+    send = swept.run("dropout-study", "sweep", "send", "origin", check=False)
     wait_until(lambda: (swept.path / ".dvc/tmp/sweep/status.json").read_text().count("1/2") == 2)
     status = swept.run("dropout-study", "status").stdout
 
@@ -260,6 +286,7 @@ def test_second_sweep_in_a_project_is_refused_and_status_shows_the_first(swept: 
     sweep.communicate(timeout=90)
     assert second.returncode == 1
     assert "another sweep runs in this project" in second.stderr
+    assert "another sweep runs in this project" in send.stderr
     assert "0 of 4 trained" in status
     assert re.search(r"worker-[12] +sgd-0\.0-0 +epoch 1/2 +12\.00% +1,234 images/s", status)
     after = swept.run("dropout-study", "status").stdout

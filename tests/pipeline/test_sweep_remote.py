@@ -40,8 +40,9 @@ class Sweep(NamedTuple):
 @pytest.fixture
 def sent(swept: Clone, tmp_path: Path) -> Sweep:
     repository = str(share(swept, tmp_path))
-    printed = swept.run("dropout-study", "sweep", "send", repository).stdout
-    (name,) = re.findall(r"^(\S+): 4 variants sent to ", printed, re.MULTILINE)
+    swept.run("git", "remote", "add", "shared", repository)
+    printed = swept.run("dropout-study", "sweep", "send", "shared").stdout
+    (name,) = re.findall(rf"^  dropout-study sweep worker {repository} (\S+) --index N$", printed, re.MULTILINE)
     (tmp_path / "elsewhere").mkdir()
     return Sweep(swept, repository, name, tmp_path / "scratch")
 

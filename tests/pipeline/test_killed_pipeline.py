@@ -82,7 +82,8 @@ def repro(clone: Clone, stage: str | None = None, seconds: float | None = None) 
         process.wait(seconds)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
-    return process.wait(), printed + process.stdout.read()
+    rest, _ = process.communicate()
+    return process.returncode, printed + rest
 
 
 def survive(fresh: Clone, undisturbed: Run, directory: Path, kills: int) -> None:

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.pipeline
 
 # What DVC says of a file of its own that it was writing when it was killed. docs/troubleshooting.md says to remove it.
 TORN = {
-    "dvc.lock": r"dvc\.lock' is invalid|validation failed|ERROR: unexpected error",
+    "dvc.lock": r"dvc\.lock' is invalid|validation failed|object has no attribute|(?m:failed to reproduce '[^']+': *$)",
     ".dvc/tmp/rwlock": "Unable to read RWLock-file",
 }
 START_UP = "start-up"

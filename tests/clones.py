@@ -121,9 +121,13 @@ class Clone:
         return {str(path.relative_to(self.path)): path.read_bytes() for path in files}
 
 
-def finish(process: subprocess.Popen[str], seconds: float = 120) -> str:
+def finish(process: subprocess.Popen[str], seconds: float = 300) -> str:
     """Wait for the end of a process that `start` returned, which has to be a good one; return what it printed."""
-    printed, _ = process.communicate(timeout=seconds)
+    try:
+        printed, _ = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        printed, _ = process.communicate()
     assert process.returncode == 0, printed
     return printed
 

@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -31,6 +32,22 @@ SMALL = {
     "train.checkpoint_every": 1,
     "train.threads": 1,
 }
+
+# As sitecustomize.py: the process of one stage sends itself a signal when it is about to name a file it has written.
+SIGNAL_YOURSELF = """
+import os, sys
+from pathlib import Path
+renames = 0
+def count(event, arguments):
+    global renames
+    if event == "os.rename" and not str(arguments[1]).endswith(".pyc"):
+        renames += 1
+        if renames == {rename}:
+            Path({reached!r}).touch()
+            os.kill(os.getpid(), {number})
+if sys.orig_argv[1:] == ["-m", "stages.{stage}"]:
+    sys.addaudithook(count)
+"""
 
 
 def environment(**changes: str) -> dict[str, str]:
@@ -104,11 +121,26 @@ class Clone:
         return {str(path.relative_to(self.path)): path.read_bytes() for path in files}
 
 
-def finish(process: subprocess.Popen[str], seconds: float = 120) -> str:
+def finish(process: subprocess.Popen[str], seconds: float = 300) -> str:
     """Wait for the end of a process that `start` returned, which has to be a good one; return what it printed."""
-    printed, _ = process.communicate(timeout=seconds)
+    try:
+        printed, _ = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        printed, _ = process.communicate()
     assert process.returncode == 0, printed
     return printed
+
+
+def self_signalling(directory: Path, stage: str, number: signal.Signals, rename: int) -> dict[str, str]:
+    """Return variables with which the process of `stage` sends itself a signal; `directory` is made for what they need.
+
+    It does so just before it gives a file its final name for the `rename`th time, and makes the file `reached` there.
+    """
+    directory.mkdir()
+    values = {"stage": stage, "number": int(number), "rename": rename, "reached": str(directory / "reached")}
+    (directory / "sitecustomize.py").write_text(SIGNAL_YOURSELF.format(**values))
+    return {"PYTHONPATH": str(directory)}
 
 
 @contextmanager

@@ -77,17 +77,26 @@ def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
         time.sleep(0.05)
 
 
-def processes(clone: Clone) -> list[int]:
-    """Return the processes that work in the clone or below it."""
-    below = []
+def command_lines(directory: Path) -> dict[int, list[str]]:
+    """Return the command line of each process that works in `directory` or below it, by its ID."""
+    top, lines = directory.resolve(), {}
     for path in Path("/proc").glob("[0-9]*"):
         try:
-            directory = os.readlink(path / "cwd")
-        except OSError:
+            if Path(os.readlink(path / "cwd")).is_relative_to(top) and int(path.name) != os.getpid():
+                lines[int(path.name)] = (path / "cmdline").read_text().split("\0")[:-1]
+        except OSError:  # it has ended
             continue
-        if Path(directory).is_relative_to(clone.path) and int(path.name) != os.getpid():
-            below.append(int(path.name))
-    return below
+    return lines
+
+
+def processes(clone: Clone) -> list[int]:
+    """Return the processes that work in the clone or below it."""
+    return [*command_lines(clone.path)]
+
+
+def trainings(clone: Clone) -> list[int]:
+    """Return the processes in the clone or below it that train a variant."""
+    return [pid for pid, line in command_lines(clone.path).items() if line[1:3] == ["-m", "stages.train"]]
 
 
 def outputs(clone: Clone) -> dict[str, bytes]:

@@ -13,7 +13,7 @@ def split(text: str) -> dict[str, str]:
     blocks: dict[str, str] = {}
     name = ""
     for line in text.removeprefix(HEADER).splitlines(keepends=True):
-        if line.startswith("  ") and line[2] != " ":
+        if re.match(r"  \S", line):
             name = line.strip().removesuffix(":").strip("'\"")
             blocks[name] = ""
         if name:

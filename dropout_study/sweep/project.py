@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from dropout_study import devices, files
 from dropout_study.commands import DVC, output
@@ -89,22 +90,26 @@ def lock_text() -> str:
 def refusals(entries: Mapping[str, str]) -> dict[str, str]:
     """Return why lock entries of variants are not what this project's own training would write, for those that differ.
 
-    A worker may have run other code, other settings or other data.
+    A worker may have run other code, other settings or other data. Raises `StudyError` if dvc.lock is damaged.
     """
     yaml = YAML(typ="safe")
     settings = yaml.load(files.SETTINGS.read_text(encoding="utf-8"))
-    data = (yaml.load(data_entries())["stages"] or {}).values()
-    hashes: dict[str, str | None] = {out["path"]: out["md5"] for stage in data for out in stage["outs"]}
+    try:
+        data = (yaml.load(data_entries())["stages"] or {}).values()
+        hashes: dict[str, str | None] = {out["path"]: out["md5"] for stage in data for out in stage["outs"]}
+        stages = {key: yaml.load(entry)[stage_of(key)] for key, entry in entries.items()}
+        dependencies = {key: {dep["path"]: dep["md5"] for dep in stage["deps"]} for key, stage in stages.items()}
+        parameters = {key: {**stage.get("params", {}).get(str(files.SETTINGS), {})} for key, stage in stages.items()}
+    except (YAMLError, AttributeError, KeyError, TypeError) as error:
+        raise StudyError(f"{LOCK}: damaged; remove it, and `dvc repro` makes it anew without training") from error
     refused: dict[str, str] = {}
-    for key, entry in entries.items():
-        stage = yaml.load(entry)[stage_of(key)]
-        for dependency in stage["deps"]:
-            path = dependency["path"]
+    for key in entries:
+        for path, md5 in dependencies[key].items():
             if path not in hashes:
                 hashes[path] = _md5(Path(path))
-            if dependency["md5"] != hashes[path]:
+            if md5 != hashes[path]:
                 refused.setdefault(key, f"it was trained with another {path}")
-        for name, value in stage.get("params", {}).get(str(files.SETTINGS), {}).items():
+        for name, value in parameters[key].items():
             if _setting(settings, name) != value:
                 refused.setdefault(key, f"it was trained with {name}: {value}")
     return refused

@@ -18,7 +18,18 @@ import pytest
 from dropout_study import files
 from dropout_study.sweep import project
 from tests.clones import Clone, copied, environment, small_project
-from tests.sweeps import KEYS, gates, outputs, processes, release, started, undisturbed_outputs, wait_until
+from tests.sweeps import (
+    KEYS,
+    command_lines,
+    gates,
+    outputs,
+    processes,
+    release,
+    started,
+    trainings,
+    undisturbed_outputs,
+    wait_until,
+)
 
 pytestmark = pytest.mark.pipeline
 
@@ -239,9 +250,8 @@ def test_training_whose_dvc_is_killed_ends_and_is_tried_again(swept: Clone) -> N
     (gates(swept) / "hold-sgd-0.0-0").touch()
     sweep = sweeping(swept, "--workers", "1")
     wait_until(lambda: started(swept) == ["sgd-0.0-0"])
-    commands = {pid: Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0") for pid in processes(swept)}
-    (dvc,) = (pid for pid, words in commands.items() if words[1:4] == [b"-m", b"dvc", b"repro"])
-    (training,) = (pid for pid, words in commands.items() if b"stages.train" in words)
+    (dvc,) = (pid for pid, line in command_lines(swept.path).items() if line[1:4] == ["-m", "dvc", "repro"])
+    (training,) = trainings(swept)
 
     os.kill(dvc, signal.SIGKILL)
     wait_until(lambda: not Path(f"/proc/{training}").exists(), 30)
@@ -258,9 +268,7 @@ def test_killed_training_is_tried_again(swept: Clone) -> None:
     (gates(swept) / "hold-sgd-0.0-0").touch()
     sweep = sweeping(swept, "--workers", "1")
     wait_until(lambda: started(swept) == ["sgd-0.0-0"])
-    (training,) = [
-        pid for pid in processes(swept) if b"stages.train" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-    ]
+    (training,) = trainings(swept)
 
     os.kill(training, signal.SIGKILL)
     (gates(swept) / "hold-sgd-0.0-0").unlink()
@@ -336,11 +344,7 @@ def test_one_core_per_worker_if_the_settings_leave_threads_open(swept: Clone) ->
     sweep = sweeping(swept, "--threads-per-worker", "1")
     wait_until(lambda: len(started(swept)) == 2)
 
-    shares = [
-        os.sched_getaffinity(pid)
-        for pid in processes(swept)
-        if b"stages.train" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-    ]
+    shares = [os.sched_getaffinity(pid) for pid in trainings(swept)]
 
     release(swept)
     printed, _ = sweep.communicate(timeout=90)

@@ -1,15 +1,19 @@
 """The symptoms in docs/troubleshooting.md are reproduced, and the commands there fix them."""
 
 import hashlib
+import os
+import random
 import re
 import shutil
 import subprocess
+from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 from ruamel.yaml import YAML
 
-from tests.clones import PROJECT, Clone, copied, environment
+from tests.clones import PROJECT, Clone, copied, environment, finish
 from tests.datasets.test_cifar10 import content, write_archive
 from tests.needs import missing
 from tests.sweeps import gates, started, wait_until
@@ -25,6 +29,26 @@ READ_ONLY = (
     "unshare --user --map-root-user --mount sh -ec "
     '\'mount --bind "$PWD" "$PWD"; mount -o remount,bind,ro /; cd "$PWD"; ! [ -w /var/tmp ]; . ./commands\''
 )
+# What DVC says of a damaged dvc.lock; the last two are all that it says of some.
+DAMAGED_LOCK = (
+    r"dvc\.lock' is invalid",
+    "validation failed",
+    "unexpected error|object has no attribute",
+    r"failed to reproduce '[^']+': *$",
+)
+# Calls `dvc status` in this process with the first characters of dvc.lock only, as many as each argument says.
+READ_TORN = """
+import sys
+from pathlib import Path
+from dvc.cli import main
+lock = Path("dvc.lock")
+text = lock.read_text()
+for length in sys.argv[1:]:
+    lock.write_text(text[:int(length)])
+    code = main(["status"])
+    print(f"\\0{length} {code}\\0", flush=True)
+lock.write_text(text)
+"""
 
 
 def entries() -> dict[str, list[str]]:
@@ -276,21 +300,78 @@ def test_an_empty_lock_of_dvc_is_removed(clone: Clone) -> None:
     assert UP_TO_DATE in clone.dvc("status")
 
 
-@pytest.mark.parametrize("damage", ["torn", "conflict"])
-def test_a_damaged_lock_file_is_made_anew_without_training(clone: Clone, damage: str) -> None:
+def read_torn(clone: Clone, lengths: Iterable[int]) -> dict[int, str]:
+    """Return what `dvc status` says of a dvc.lock that is torn at each of `lengths`; "" where it accepts it."""
+    printed = finish(clone.start("python", "-c", READ_TORN, *map(str, lengths)), 1200)
+    readings = re.findall(r"(.*?)\0(\d+) (\d+)\0\n", printed, re.DOTALL)
+    return {int(length): "" if code == "0" else message for message, length, code in readings}
+
+
+def damage_in(message: str) -> str | None:
+    """Return which of DAMAGED_LOCK is in a message."""
+    return next((symptom for symptom in DAMAGED_LOCK if re.search(symptom, message, re.MULTILINE)), None)
+
+
+def assert_damage_is_repaired(clone: Clone, damaged: str) -> None:
+    """See that `dvc repro` makes a damaged dvc.lock anew without training, or that what is documented then does."""
     lock_file = clone.path / "dvc.lock"
     text = lock_file.read_text()
-    place = text.index("    - path: ", len(text) // 2) + 8
-    torn, conflict = text[:place], f"{text[:place]}\n<<<<<<< HEAD\n{text[place:]}"
-    lock_file.write_text(torn if damage == "torn" else conflict)
+    lock_file.write_text(damaged)
 
-    message = failing(clone, "dvc repro")
-    output = call(clone, *commands("dvc.lock' is invalid"))
+    done = clone.run("dvc", "repro", check=False)
+    if done.returncode:
+        assert damage_in(done.stderr), done.stderr
+    output = call(clone, *commands("dvc.lock' is invalid")) if done.returncode else done.stdout
 
-    assert re.search(r"dvc\.lock' (is invalid|validation failed)", message)
-    assert trained(output) == []
-    assert lock_file.read_text() == text
+    assert trained(output) == [], damaged[-60:]
+    assert lock_file.read_text() == text, damaged[-60:]
+
+
+def tear(clone: Clone, times: int, repairs: int) -> None:
+    """Tear dvc.lock at random places, and see that DVC accepts it, or says what is documented; repair some of each."""
+    seed = int(os.environ.get("LOCK_SEED", random.SystemRandom().randrange(2**32)))
+    print(f"LOCK_SEED={seed}")
+    text = (clone.path / "dvc.lock").read_text()
+    lengths = random.Random(seed).sample(range(len(text)), times)
+
+    messages = read_torn(clone, lengths)
+
+    assert [*messages] == lengths
+    by_symptom = defaultdict(list)
+    for length, message in messages.items():
+        symptom = damage_in(message) if message else "none"
+        assert symptom, (text[:length][-60:], message)
+        by_symptom[symptom].append(length)
+    print({symptom: len(torn) for symptom, torn in by_symptom.items()})
+    for torn in by_symptom.values():
+        for length in torn[:repairs]:
+            assert_damage_is_repaired(clone, text[:length])
     assert UP_TO_DATE in clone.dvc("status")
+
+
+def test_a_lock_file_torn_at_50_random_places_is_made_anew_without_training(clone: Clone) -> None:
+    tear(clone, 50, 1)
+
+
+@pytest.mark.stress
+def test_a_lock_file_torn_at_1000_random_places_is_made_anew_without_training(clone: Clone) -> None:
+    tear(clone, 1000, 10)
+
+
+@pytest.mark.parametrize("end", ["hash: m", "hash: md5\n      md5: 3"])
+def test_a_lock_file_torn_where_dvc_does_not_name_it_is_made_anew(clone: Clone, end: str) -> None:
+    """In the name of a kind of hash, and in a hash of which a number is left."""
+    text = (clone.path / "dvc.lock").read_text()
+    torn = text[: text.index("hash: md5", len(text) // 2)] + end
+
+    assert_damage_is_repaired(clone, torn)
+
+
+def test_a_lock_file_with_conflict_markers_is_made_anew_without_training(clone: Clone) -> None:
+    text = (clone.path / "dvc.lock").read_text()
+    place = text.index("    - path: ", len(text) // 2)
+
+    assert_damage_is_repaired(clone, f"{text[:place]}<<<<<<< HEAD\n{text[place:]}")
 
 
 def test_a_merge_conflict_in_generated_files_is_resolved_by_dvc(clone: Clone) -> None:

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from dropout_study import files
-from tests.clones import Clone, copied, finish, small_project
+from tests.clones import Clone, copied, finish, self_signalling, small_project
+from tests.sweeps import trainings, wait_until
 
 pytestmark = pytest.mark.pipeline
 
@@ -61,6 +62,12 @@ def kill(process: subprocess.Popen[str]) -> str:
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL)
     return process.communicate(timeout=60)[0]
+
+
+def await_first(processes: list[subprocess.Popen[str]]) -> list[subprocess.Popen[str]]:
+    """Wait until one of the processes has ended, and return them with that one first."""
+    wait_until(lambda: any(process.poll() is not None for process in processes))
+    return sorted(processes, key=lambda process: process.poll() is None)
 
 
 def train_and_be_killed(project: Clone, code: str) -> None:
@@ -195,8 +202,7 @@ def test_train_interrupted_ends_with_a_message_and_a_checkpoint(
 
 def test_train_interrupted_while_loading_ends_with_a_message(project: Clone) -> None:
     process = start(project)
-    while not (project.path / ".checkpoints/locks").exists():
-        time.sleep(0.02)
+    wait_until((project.path / ".checkpoints/locks").exists)
     process.send_signal(signal.SIGTERM)
 
     printed = process.communicate(timeout=60)[0]
@@ -222,13 +228,9 @@ def test_train_with_a_damaged_checkpoint_equals_uninterrupted_run(
 
 
 def test_train_refuses_a_second_process(project: Clone, uninterrupted: tuple[float, list[bytes]]) -> None:
-    first = start(project)
-
-    assert first.stdout
-
-    while not (project.path / ".checkpoints/locks").exists():
-        time.sleep(0.05)
-    os.kill(first.pid, signal.SIGSTOP)
+    variables = self_signalling(project.path.parent / "signal", "train", signal.SIGSTOP, rename=1)
+    first = start(project, "python", "-m", "stages.train", DVC_STAGE=f"train@{KEY}", **variables)
+    wait_until((project.path.parent / "signal/reached").exists, 120)
     second = start(project)
     printed = second.communicate(timeout=60)[0]
 
@@ -257,6 +259,22 @@ def start_together(project: Clone, expected: list[bytes], times: int) -> None:
             (project.path / path).unlink()
 
 
+def test_two_trainings_started_together_20_times_are_never_two(
+    project: Clone, uninterrupted: tuple[float, list[bytes]]
+) -> None:
+    """To be quick, the one that has the variant is killed as soon as the other is refused, all times but the last."""
+    for _ in range(20):
+        refused, training = await_first([start(project), start(project)])
+
+        assert refused.returncode == 1
+        assert "another process is training this variant; wait for it, or end it" in refused.communicate()[0]
+        kill(training)
+
+    finish(start(project))
+
+    assert outputs(project) == uninterrupted[1]
+
+
 def test_two_trainings_started_together_equal_one(project: Clone, uninterrupted: tuple[float, list[bytes]]) -> None:
     start_together(project, uninterrupted[1], 2)
 
@@ -272,16 +290,10 @@ def test_training_that_a_killed_dvc_leaves_behind_excludes_another(
     project: Clone, uninterrupted: tuple[float, list[bytes]]
 ) -> None:
     """SIGTERM ends DVC alone. What it started trains on."""
-    repro = start(project, "dvc", "repro", f"train@{KEY}")
-    await_line(repro, "epoch  1/10")
-    (training,) = (
-        int(path.parent.name)
-        for path in Path("/proc").glob("[0-9]*/cmdline")
-        if path.exists()
-        and path.read_bytes() == b"python\0-m\0stages.train\0"
-        and (path.parent / "cwd").resolve() == project.path.resolve()
-    )
-    os.kill(training, signal.SIGSTOP)
+    variables = self_signalling(project.path.parent / "signal", "train", signal.SIGSTOP, rename=1)
+    repro = start(project, "dvc", "repro", f"train@{KEY}", **variables)
+    wait_until((project.path.parent / "signal/reached").exists, 120)
+    (training,) = trainings(project)
 
     repro.terminate()
     repro.wait(timeout=60)

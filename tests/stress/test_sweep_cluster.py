@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -84,11 +85,12 @@ def project(swept: Clone, tmp_path: Path) -> Swept:
 
 def workers() -> list[int]:
     """Return the processes of Ray that train."""
-    return [
-        int(path.parent.name)
-        for path in Path("/proc").glob("[0-9]*/cmdline")
-        if path.exists() and path.read_bytes().startswith(b"ray::train")
-    ]
+    pids = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):  # it has ended
+            if path.read_bytes().startswith(b"ray::train"):
+                pids.append(int(path.parent.name))
+    return pids
 
 
 def test_worker_killed_in_mid_training_is_replaced(nodes: Nodes, expected: dict[str, bytes], project: Swept) -> None:

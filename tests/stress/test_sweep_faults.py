@@ -14,7 +14,7 @@ from typing import NamedTuple
 import pytest
 
 from tests.clones import Clone, finish, small_project
-from tests.sweeps import KEYS, gates, outputs, processes, share, started, undisturbed_outputs, wait_until
+from tests.sweeps import KEYS, command_lines, gates, outputs, processes, share, started, undisturbed_outputs, wait_until
 
 pytestmark = pytest.mark.stress
 
@@ -148,9 +148,8 @@ def by_path(swept: Clone, tmp_path: Path) -> Sweep:
 
 def running(directory: Path, *words: str) -> bool:
     """Return whether a process below `directory` has these words, one after another, in its command line."""
-    commands = [Path(f"/proc/{pid}/cmdline") for pid in processes(Clone(directory))]
-    pattern = "\0".join(words).encode()
-    return any(pattern in command.read_bytes() for command in commands if command.exists())
+    pattern = f" {' '.join(words)} "
+    return any(pattern in f" {' '.join(line)} " for line in command_lines(directory).values())
 
 
 def test_two_machines_over_ssh_give_the_bytes_of_a_sequential_run(expected: dict[str, bytes], by_ssh: Sweep) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from dropout_study.files import UNFINISHED
 from tests.clones import FAKE_TRAINER, Clone, copied, small_project
 from tests.sweeps import outputs, processes, undisturbed_outputs, wait_until
 
@@ -65,6 +66,7 @@ def survive(fresh: Clone, expected: dict[str, bytes], directory: Path, kills: in
                 (clone.path / torn).unlink()
 
             assert outputs(clone) == expected
+            assert not [*clone.path.rglob(f"{UNFINISHED}*")]
             assert clone.dvc("status") == "Data and pipelines are up to date.\n"
 
 

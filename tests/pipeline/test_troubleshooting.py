@@ -321,8 +321,8 @@ def test_an_applied_experiment_is_completed_by_repro(clone: Clone) -> None:
 
 def test_a_stage_that_has_no_room_is_run_again(clone: Clone) -> None:
     expected = outputs(clone)
-    for output in (clone.path / "data/raw").iterdir():
-        output.unlink()
+    for array in (clone.path / "data/raw").iterdir():
+        array.unlink()
 
     message = failing(clone, "ulimit -f 8; python -m stages.download")
     output = call(clone, *commands("make room for it"))

@@ -140,7 +140,7 @@ def replacing(path: Path) -> Iterator[Path]:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
-                lock.unlink()  # without locks, nobody can tell that this process lives
+                lock.unlink(missing_ok=True)  # without locks, nobody can tell that this process lives
             yield temporary
             with temporary.open("rb+") as written:
                 os.fsync(written.fileno())

@@ -10,7 +10,6 @@ import io
 import json
 import os
 import shutil
-import time
 import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
 ROOT_VARIABLE = "DROPOUT_STUDY_CHECKPOINTS"
 ROOT = Path(".checkpoints")
 DIGEST_BYTES = 64
-LEFTOVER_SECONDS = 600
 
 
 class State(NamedTuple):
@@ -163,12 +161,6 @@ class Checkpoints:
 
     def load(self) -> State | None:
         """Return the latest whole state, or None. Removes a damaged one and prints a warning."""
-        if self.directory.exists():
-            for leftover in self.directory.glob(".*"):
-                # Of a write that was killed. Where there are no locks, a young one may be another machine's.
-                with suppress(FileNotFoundError):
-                    if time.time() - leftover.stat().st_mtime > LEFTOVER_SECONDS:
-                        leftover.unlink()
         for path in (self.latest, self.previous):
             try:
                 content = path.read_bytes()

@@ -13,7 +13,7 @@ import click
 from click.core import ParameterSource
 
 from dropout_study import files
-from dropout_study.errors import StudyError, escape_unencodable, printable
+from dropout_study.errors import StudyError, prepare_streams, printable
 
 # As in stages/__init__.py: Keras imports matplotlib, whose backend a notebook sets for its children.
 os.environ.pop("MPLBACKEND", None)
@@ -23,7 +23,7 @@ class _Group(click.Group):
     """A group whose commands turn a `StudyError` into one message and exit status 1."""
 
     def invoke(self, context: click.Context) -> object:
-        escape_unencodable()
+        prepare_streams()
         try:
             return super().invoke(context)
         except StudyError as error:

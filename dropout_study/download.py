@@ -23,7 +23,7 @@ from urllib.request import url2pathname
 import requests
 import urllib3
 
-from dropout_study.errors import StudyError, printable
+from dropout_study.errors import REMEDIES, StudyError, printable
 from dropout_study.files import locked, sync_directory
 from dropout_study.progress import download_bar, say
 
@@ -129,8 +129,9 @@ def fetch(places: Sequence[str], sha256: str, directory: Path) -> Path:
             sync_directory(directory)
         say(f"{target}: {target.stat().st_size:,} bytes, hash verified")
     except OSError as error:
+        remedy = REMEDIES.get(error.errno or 0, "fix this")
         raise StudyError(
-            f"{error.filename or part}: {_reason(error)}; once this is fixed, the next run resumes the download"
+            f"{error.filename or part}: {_reason(error)}; {remedy}, and the next run resumes the download"
         ) from error
     return target
 

@@ -25,8 +25,17 @@ def printable(text: object) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
 
 
-def escape_unencodable() -> None:
-    """Have standard output escape what the locale cannot encode, such as ± in ASCII: Python's default is an error."""
+def prepare_streams() -> None:
+    """Replace standard streams that are closed; have output escape what the locale cannot encode, such as ± in ASCII.
+
+    Python's defaults are None and an error. Closed descriptors would be given to the next files that are opened, and
+    libraries would write into those what they print.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            stream = open(os.devnull, mode)  # noqa: SIM115 (it stays open)
+            os.set_inheritable(stream.fileno(), True)
+            setattr(sys, name, stream)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
 
@@ -34,11 +43,11 @@ def escape_unencodable() -> None:
 def run_stage(main: Callable[..., None], description: str, *arguments: str) -> None:
     """Run a stage's `main` as a command: `--help`, optional positional `arguments`, readable errors.
 
-    A `StudyError` becomes one message on standard error and exit status 1, without a traceback; so does an `OSError`
-    that has a remedy. Ctrl-C and SIGTERM raise KeyboardInterrupt in `main`, and end with a message and status 130 or
-    143, as shells expect.
+    A `StudyError` becomes one message on standard error and exit status 1, without a traceback; so do an `OSError` that
+    has a remedy, and output that nobody reads. Ctrl-C and SIGTERM raise KeyboardInterrupt in `main`, and end with a
+    message and status 130 or 143, as shells expect.
     """
-    escape_unencodable()
+    prepare_streams()
     parser = argparse.ArgumentParser(
         prog=f"python -m {_module_name()}",
         description=description,
@@ -53,6 +62,10 @@ def run_stage(main: Callable[..., None], description: str, *arguments: str) -> N
         main(**vars(options))
     except StudyError as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python writes the rest when it ends
+        print("error: standard output was closed by its reader; what is finished is kept", file=sys.stderr)
         sys.exit(1)
     except OSError as error:
         if error.filename is None or error.errno not in REMEDIES:

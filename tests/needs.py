@@ -1,6 +1,8 @@
 """What a test needs of the machine. Where that is missing, the test is skipped; in CI, nothing may be missing."""
 
 import os
+import subprocess
+from pathlib import Path
 from typing import NoReturn
 
 import pytest
@@ -13,6 +15,13 @@ def missing(reason: str) -> NoReturn:
     if IN_CI:
         pytest.fail(reason, pytrace=False)
     pytest.skip(reason)
+
+
+def possible(*command: str, directory: Path | None = None) -> None:
+    """Skip the test or fixture that calls this if `command` fails in `directory`; in CI, fail it."""
+    done = subprocess.run(command, cwd=directory, capture_output=True, text=True, check=False)
+    if done.returncode:
+        missing(f"not possible here: {' '.join(command)}: {done.stderr}")
 
 
 def needs(available: bool, reason: str) -> pytest.MarkDecorator:

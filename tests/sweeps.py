@@ -100,7 +100,7 @@ def trainings(clone: Clone) -> list[int]:
 
 
 def outputs(clone: Clone) -> dict[str, bytes]:
-    """Return dvc.lock and every output of the trainings, of evaluate and of plot."""
+    """Return dvc.lock and every output of the trainings, of evaluate and of plot; what a killed stage left, too."""
     paths = [path for name in ("models", "metrics", "data/predictions") for path in (clone.path / name).rglob("*")]
     contents = {str(path.relative_to(clone.path)): path.read_bytes() for path in paths if path.is_file()}
     return contents | {"dvc.lock": (clone.path / "dvc.lock").read_bytes()}

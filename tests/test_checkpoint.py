@@ -103,21 +103,6 @@ def test_load_returns_previous_state_if_latest_is_unreadable(monkeypatch: pytest
     assert same(checkpoints.load(), state(1))
 
 
-def test_load_removes_leftovers_of_killed_write_and_leaves_what_may_be_another_machines() -> None:
-    checkpoints = Checkpoints("sgd-0.5-0", DIGEST)
-    checkpoints.save(state(1))
-    old, young = (checkpoints.directory / f".{number}.latest" for number in (4711, 4712))
-    for path in (old, young):
-        path.write_bytes(b"half")
-    os.utime(old, (0, 0))
-
-    loaded = checkpoints.load()
-
-    assert loaded is not None
-    assert loaded.epoch == 1
-    assert (old.exists(), young.exists()) == (False, True)
-
-
 def test_save_never_replaces_whole_state_by_damaged_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """The latest is damaged, the run resumes from the previous one, and is killed in the next write."""
     checkpoints = Checkpoints("sgd-0.5-0", DIGEST)

@@ -5,11 +5,14 @@ import fcntl
 import os
 import re
 import signal
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 import requests
@@ -18,6 +21,7 @@ import urllib3
 from dropout_study import download, progress
 from dropout_study.download import fetch
 from dropout_study.errors import StudyError
+from tests.clones import PROJECT
 from tests.needs import needs
 from tests.servers import CONTENT, SHA256, STALL_AT, Handler, Server, certificate, serving, start_python
 
@@ -403,9 +407,38 @@ def test_fetch_reports_full_disk_as_fault_of_part(server: Server, tmp_path: Path
         fetch([server.address("good"), server.address("good")], SHA256, tmp_path)
 
     assert str(error.value) == (
-        f"{part_file(tmp_path)}: No space left on device; once this is fixed, the next run resumes the download"
+        f"{part_file(tmp_path)}: No space left on device; make room for it, and the next run resumes the download"
     )
     assert len(server.requests) == 1
+
+
+def test_fetch_fetches_nothing_again_that_a_full_disk_had_room_for(server: Server, tmp_path: Path) -> None:
+    """The kernel refuses to write larger files, as it does on a full disk."""
+    again = server.address("good/again")
+    room = 300_000
+    code = (
+        "import resource\n"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({room}, {room}))\n"
+        "from pathlib import Path\n"
+        "from dropout_study.download import fetch\n"
+        f"fetch(['{server.address('good')}'], '{SHA256}', Path('.'))\n"
+    )
+
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(PROJECT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    left = part_file(tmp_path).read_bytes()
+    path = fetch([again], SHA256, tmp_path)
+
+    assert f"{SHA256}.part: File too large; make room for it, and the next run resumes the download" in done.stderr
+    assert left == CONTENT[:room]
+    assert path.read_bytes() == CONTENT
+    assert server.sent[urlsplit(again).path] == len(CONTENT) - room
 
 
 def test_fetch_keeps_part_on_full_disk(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -414,7 +447,7 @@ def test_fetch_keeps_part_on_full_disk(server: Server, tmp_path: Path, monkeypat
 
     monkeypatch.setattr(os, "fsync", fail)
 
-    with pytest.raises(StudyError, match=r"\.part: No space left on device; once this is fixed, the next run resumes"):
+    with pytest.raises(StudyError, match=r"\.part: No space left on device; make room for it, and the next"):
         fetch([server.address("good")], SHA256, tmp_path)
     assert part_file(tmp_path).read_bytes() == CONTENT
 

@@ -142,6 +142,34 @@ def test_logged_keeps_the_last_lines_of_a_killed_process(tmp_path: Path) -> None
     assert {"first", "from a library"} <= set(lines)
 
 
+def test_logged_output_whose_reader_has_ended_ends_a_stage_without_a_traceback(tmp_path: Path) -> None:
+    code = (
+        "from pathlib import Path\n"
+        "from dropout_study.errors import run_stage\n"
+        "from dropout_study.progress import logged, say\n"
+        "def main():\n"
+        "    with logged(Path('run.log')):\n"
+        "        while True: say('a line')\n"
+        "run_stage(main, 'A stage.')\n"
+    )
+    reading, writing = os.pipe()
+    os.close(reading)
+
+    with open(writing) as pipe:
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(PROJECT)},
+            stdout=pipe,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+        )
+
+    message = "error: standard output was closed by its reader; what is finished is kept\n"
+    assert (done.returncode, done.stderr) == (1, message)
+
+
 def test_start_up_noise_is_hidden_and_everything_else_printed() -> None:
     code = (
         "import os\n"

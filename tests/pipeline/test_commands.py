@@ -163,7 +163,8 @@ def test_repro_works_with_a_cache_of_links(clone: Clone) -> None:
     assert clone.repro() == []
 
 
-# What file managers, file systems, Jupyter, editors and office programs write where someone looks at files.
+# What file managers, file systems, Jupyter, editors and office programs write where someone looks at files; and what
+# killed stages leave.
 LITTER = (
     ".DS_Store",
     "._sgd-0.5-0.csv",
@@ -179,6 +180,8 @@ LITTER = (
     ".~lock.x.csv#",
     "~$x.csv",
     ".idea/workspace.xml",
+    ".unfinished-0123456789abcdef.x.csv",
+    ".unfinished-0123456789abcdef.x.csv.lock",
 )
 EMACS_LOCK = ".#x.csv"  # a symbolic link to nothing
 

@@ -16,7 +16,7 @@ CHANGES = {
     "stages/__init__.py": (r"# A notebook", "# A notebook of any kind"),
     "dropout_study/__init__.py": (r"A versioned study", "A study, versioned,"),
     "dropout_study/settings.py": (r"a dropout rate is at least 0 and below 1", "not a dropout rate"),
-    "dropout_study/files.py": (r"f\"\.\{os\.getpid\(\)\}", 'f".temporary-{os.getpid()}'),
+    "dropout_study/files.py": (r'"\.unfinished-"', '".temporary-"'),
     "dropout_study/progress.py": (r":\.4f\}", ":.1f}"),
     "dropout_study/errors.py": (r'"interrupted"', '"stopped"'),
     "dropout_study/checkpoint.py": (r"if epoch % self\.every:", "if epoch % 2:"),

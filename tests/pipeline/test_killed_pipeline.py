@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import pytest
 
+from dropout_study.files import UNFINISHED
 from tests.clones import FAKE_TRAINER, Clone, copied, finish, self_signalling, small_project
 from tests.sweeps import outputs
 
@@ -120,6 +121,7 @@ def survive(fresh: Clone, undisturbed: Run, directory: Path, kills: int) -> None
                     longest[aim] /= 2  # missed: the machine is less busy than it was
 
             assert outputs(clone) == undisturbed.outputs
+            assert not [*clone.path.rglob(f"{UNFINISHED}*")]
             assert clone.dvc("status") == "Data and pipelines are up to date.\n"
     print(f"kills: {hits}")
     assert min(hits.values()) >= kills // 10, hits

@@ -8,34 +8,52 @@ import pytest
 from ruamel.yaml import YAML
 
 from tests.clones import Clone, copied
+from tests.needs import possible
 from tests.sweeps import outputs
 
 pytestmark = pytest.mark.pipeline
 
-STAGES = ("download", "normalize", "train@sgd-0.0-0", "evaluate", "plot")
+# The file that each stage writes first.
+STAGES = {
+    "download": "data/raw/train_images.npy",
+    "normalize": "data/normalized/train_images.npy",
+    "train@sgd-0.0-0": "models/variants/sgd-0.0-0.keras",
+    "evaluate": "metrics/study.csv",
+    "plot": "data/vega.js",
+}
 # Everything below runs as root of a user namespace of its own, in which file systems can be mounted.
 NAMESPACE = ("unshare", "--user", "--map-root-user", "--mount", "sh", "-euc")
-# On a file system of 40 MB, each stage is run with 16 KB left, then with room.
+RUN_STAGE = """
+fail() { if "$@"; then exit 9; fi; }
+run_stage() { DVC_STAGE="$1" python -m "stages.${1%@*}"; }
+"""
+# On a file system of 40 MB, each stage is run by itself with nothing left, by DVC with 16 KB left, then with room.
 FULL_DISK = f"""
+{RUN_STAGE}
 mkdir ../small
 mount -t tmpfs -o size=40m none ../small
 cp -a . ../small
 cd ../small
 for stage in {" ".join(STAGES)}; do
-  available=$(df -k --output=avail . | tail -n 1)
-  head -c $(((available - 16) * 1024)) /dev/zero > filler
-  if dvc repro "$stage" > "$OUTSIDE/$stage" 2>&1; then exit 9; fi
+  cat /dev/zero > filler 2> /dev/null || true
+  fail run_stage "$stage" > "$OUTSIDE/$stage" 2>&1
+  truncate --size=-16K filler
+  fail dvc repro "$stage" > "$OUTSIDE/dvc-$stage" 2>&1
   rm filler
-  dvc repro --quiet "$stage"
+  dvc repro --quiet "${{stage%@*}}"
 done
-dvc repro --quiet
 cp -a dvc.lock models metrics data "$OUTSIDE"
 """
-READ_ONLY = """
-mkdir -p data/normalized
-mount --bind data data
-mount -o remount,bind,ro data
-dvc repro --single-item --force normalize
+READ_ONLY = f"""
+{RUN_STAGE}
+for directory in data models metrics; do
+  mount --bind "$directory" "$directory"
+  mount -o remount,bind,ro "$directory"
+done
+for stage in {" ".join(STAGES)}; do
+  fail run_stage "$stage" > "$OUTSIDE/$stage" 2>&1
+done
+fail dvc repro --single-item --force normalize > "$OUTSIDE/dvc-normalize" 2>&1
 """
 
 
@@ -53,29 +71,63 @@ def cached(clone: Clone, output: str) -> Path:
     return clone.path / ".dvc/cache/files/md5" / md5[:2] / md5[2:]
 
 
-def test_repro_on_a_full_disk_says_what_has_no_room_and_resumes(clone: Clone, tmp_path: Path) -> None:
-    expected = outputs(clone)
-    without_results(clone)
-    outside = tmp_path / "outside"
+@pytest.fixture(scope="module")
+def full_disk(finished: Clone, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What stages and DVC print on a full disk, and the results when there was room again."""
+    possible(*NAMESPACE, 'mount -t tmpfs none "$PWD"')
+    directory = tmp_path_factory.mktemp("full-disk")
+    outside = directory / "outside"
     outside.mkdir()
+    with copied(finished, directory / "project") as clone:
+        without_results(clone)
+        clone.run(*NAMESPACE, FULL_DISK, OUTSIDE=str(outside))
+    return outside
 
-    clone.run(*NAMESPACE, FULL_DISK, OUTSIDE=str(outside))
 
+@pytest.fixture(scope="module")
+def read_only(finished: Clone, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What stages and DVC print where they cannot write their outputs, and the outputs."""
+    possible(*NAMESPACE, 'mount --bind "$PWD" "$PWD"')
+    directory = tmp_path_factory.mktemp("read-only")
+    with copied(finished, directory / "project") as clone:
+        clone.run(*NAMESPACE, READ_ONLY, OUTSIDE=str(directory))
+        shutil.copytree(clone.path, directory, dirs_exist_ok=True, ignore=shutil.ignore_patterns(".*"))
+    return directory
+
+
+def message(path: str, problem: str, remedy: str) -> str:
+    return f"error: {path}: {problem}; {remedy}, then run the same command again: what is finished is kept\n"
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_stage_on_a_full_disk_says_what_to_make_room_for(full_disk: Path, stage: str) -> None:
+    printed = (full_disk / stage).read_text()
+
+    assert printed == message(STAGES[stage], "No space left on device", "make room for it")
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_stage_names_the_file_that_it_cannot_write_in_a_read_only_directory(read_only: Path, stage: str) -> None:
+    printed = (read_only / stage).read_text()
+
+    assert printed == message(STAGES[stage], "Read-only file system", "make its directory writable")
+
+
+def test_repro_on_a_full_disk_says_so_and_resumes(finished: Clone, full_disk: Path) -> None:
     for stage in STAGES:
-        printed = (outside / stage).read_text()
+        printed = (full_disk / f"dvc-{stage}").read_text()
         assert "No space left on device" in printed, printed
         assert "Traceback" not in printed
-    assert "error: data/raw/" in (outside / "download").read_text()
-    assert "; make room for it, then run the same command again" in (outside / "download").read_text()
-    assert outputs(Clone(outside)) == expected
+
+    assert outputs(Clone(full_disk)) == outputs(finished)
 
 
-def test_repro_names_a_directory_that_is_read_only(clone: Clone) -> None:
-    done = clone.run(*NAMESPACE, READ_ONLY, check=False)
+def test_repro_in_a_read_only_directory_says_so_and_loses_nothing(finished: Clone, read_only: Path) -> None:
+    printed = (read_only / "dvc-normalize").read_text()
 
-    assert done.returncode != 0
-    assert "Read-only file system" in done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
+    assert "Read-only file system" in printed
+    assert "Traceback" not in printed
+    assert outputs(Clone(read_only)) == outputs(finished)
 
 
 @pytest.mark.parametrize("output", ["models/variants/sgd-0.0-0.keras", "metrics/study.csv", "data/raw/test_labels.npy"])

@@ -6,13 +6,14 @@ Each works, with the results of an undisturbed run, or says what is needed; docs
 import os
 import re
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.clones import FAKE_TRAINER, Clone, copied, small_project
+from tests.clones import FAKE_TRAINER, Clone, copied, environment, small_project
 from tests.needs import missing
 from tests.sweeps import outputs, undisturbed_outputs
 
@@ -142,3 +143,31 @@ def test_study_runs_without_git_but_for_the_sweep(fresh: Clone, expected: dict[s
         assert sweep.returncode == 1
         assert re.search("^error: .*git", sweep.stderr, re.MULTILINE)
         assert "Traceback" not in sweep.stderr
+
+
+PRINTING = [("python", "-m", "stages.normalize"), ("dropout-study", "results")]
+
+
+@pytest.mark.parametrize("command", PRINTING, ids=" ".join)
+def test_command_runs_where_standard_streams_are_closed(clone: Clone, command: tuple[str, ...]) -> None:
+    expected = outputs(clone)
+
+    done = clone.run("sh", "-c", '"$@" <&- >&-', "sh", *command)
+
+    assert (done.stdout, done.stderr) == ("", "")
+    assert outputs(clone) == expected
+
+
+@pytest.mark.parametrize("command", PRINTING, ids=" ".join)
+def test_command_whose_reader_has_ended_prints_no_traceback(clone: Clone, command: tuple[str, ...]) -> None:
+    """As in `dropout-study results | head -1`, but surely before the first line is written."""
+    reading, writing = os.pipe()
+    os.close(reading)
+
+    with open(writing) as pipe:
+        done = subprocess.run(
+            command, cwd=clone.path, env=environment(), stdout=pipe, stderr=subprocess.PIPE, text=True, timeout=60
+        )
+
+    message = "error: standard output was closed by its reader; what is finished is kept\n"
+    assert (done.returncode, done.stderr) == (1, message if command[0] == "python" else "")

@@ -15,8 +15,8 @@ from ruamel.yaml import YAML
 
 from tests.clones import PROJECT, Clone, copied, environment, finish
 from tests.datasets.test_cifar10 import content, write_archive
-from tests.needs import missing
-from tests.sweeps import gates, started, wait_until
+from tests.needs import possible
+from tests.sweeps import gates, outputs, started, wait_until
 
 pytestmark = pytest.mark.pipeline
 
@@ -81,13 +81,6 @@ def trained(output: str) -> list[str]:
     return re.findall(r"Running stage 'train@([^']+)'", output)
 
 
-def possible(clone: Clone, command: str) -> None:
-    """Skip the test if this machine does not allow `command`; in CI, fail it."""
-    done = clone.run("sh", "-c", command, check=False)
-    if done.returncode:
-        missing(f"no user namespaces here: {done.stderr}")
-
-
 def test_every_command_is_tested() -> None:
     tests = Path(__file__).read_text()
     in_ci = {". .venv/bin/activate"}  # tests/test_documents.py knows the line of .ci/run
@@ -129,7 +122,7 @@ def test_a_directory_without_git_runs_without_scm(clone: Clone) -> None:
 
 
 def test_a_user_without_a_name_needs_one(clone: Clone) -> None:
-    possible(clone, f"{NAMELESS} true")
+    possible("sh", "-c", f"{NAMELESS} true")
     (command,) = commands("getpwuid")
     clone.change(study__dropouts=[0.0])
 
@@ -146,7 +139,7 @@ def test_a_user_without_a_name_needs_one(clone: Clone) -> None:
 def test_a_read_only_system_needs_directories(clone: Clone) -> None:
     script = clone.path / "commands"
     script.write_text("true")
-    possible(clone, READ_ONLY)
+    possible("sh", "-c", READ_ONLY, directory=clone.path)
     clone.change(study__dropouts=[0.0])
 
     script.write_text("dvc status")
@@ -405,6 +398,50 @@ def test_an_applied_experiment_is_completed_by_repro(clone: Clone) -> None:
     assert "models/variants" in status
     assert trained(output) == []
     assert UP_TO_DATE in clone.dvc("status")
+
+
+def test_a_stage_that_has_no_room_is_run_again(clone: Clone) -> None:
+    expected = outputs(clone)
+    for array in (clone.path / "data/raw").iterdir():
+        array.unlink()
+
+    message = failing(clone, "ulimit -f 8; python -m stages.download")
+    output = call(clone, *commands("make room for it"))
+
+    assert message == (
+        "error: data/raw/train_images.npy: File too large; "
+        "make room for it, then run the same command again: what is finished is kept\n"
+    )
+    assert trained(output) == []
+    assert outputs(clone) == expected
+    assert UP_TO_DATE in clone.dvc("status")
+
+
+def test_damaged_objects_in_the_cache_are_replaced(clone: Clone) -> None:
+    expected = outputs(clone)
+    model = clone.path / "models/variants/sgd-0.0-0.keras"
+    objects = clone.path / ".dvc/cache/files/md5"
+    directory = objects / "ab/cdef0123456789abcdef0123456789.dir"  # what `dvc add DIRECTORY` would make
+    directory.parent.mkdir(exist_ok=True)
+    directory.write_text("[]")
+    md5 = hashlib.md5(expected["models/variants/sgd-0.0-0.keras"]).hexdigest()
+    damaged = objects / md5[:2] / md5[2:]
+    damaged.chmod(0o644)
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"x")
+    damaged.chmod(0o444)
+    model.unlink()
+    clone.dvc("checkout")
+    assert model.read_bytes() == damaged.read_bytes()
+
+    *remove, repro = commands("file in DVC's cache is damaged")
+    printed = call(clone, *remove)
+    output = call(clone, repro)
+
+    assert sorted(printed.split()) == sorted(str(path.relative_to(clone.path)) for path in (damaged, directory))
+    assert trained(output) == ["sgd-0.0-0"]
+    assert outputs(clone) == expected
+    assert damaged.read_bytes() == expected["models/variants/sgd-0.0-0.keras"]
+    assert call(clone, *remove).strip() == ""
 
 
 def test_links_and_gc_leave_everything_up_to_date(clone: Clone) -> None:

@@ -325,6 +325,7 @@ def test_train_that_cannot_write_its_outputs_names_the_file(
 
     assert process.returncode == 1
     assert f"error: models/variants/{KEY}.keras: File too large; make room for it, then run the same" in printed
+    assert "Traceback" not in printed
     assert not any((project.path / path).exists() for path in OUTPUTS)
     finish(start(project))
     assert outputs(project) == uninterrupted[1]

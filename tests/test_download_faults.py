@@ -96,7 +96,6 @@ HONEST = [
         "moved_to_file",
     ),
 ]
-SEED = int(os.environ.get("DOWNLOAD_SEED", random.SystemRandom().randrange(2**32)))
 paths = (str(number) for number in count())
 
 
@@ -422,6 +421,14 @@ def secure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield server
 
 
+@pytest.fixture(scope="module")
+def untrusted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server whose certificate nobody has signed."""
+    _, context = certificate(tmp_path_factory.mktemp("certificate"), UNTRUSTED)
+    with serving(context) as server:
+        yield server
+
+
 def test_fetch_from_https(secure: Server, tmp_path: Path) -> None:
     part_file(tmp_path).write_bytes(CONTENT[:300_000])
 
@@ -494,7 +501,8 @@ def test_fetch_uses_no_proxy_where_none_is_wanted(
 
 
 behaviours = st.sampled_from(["good", *FAULTS])
-scripts = st.lists(behaviours, min_size=1, max_size=3).map(",".join)
+UNTRUSTED = "untrusted"  # a place whose certificate does not verify
+scripts = st.lists(behaviours, min_size=1, max_size=3).map(",".join) | st.just(UNTRUSTED)
 PARTS = {
     "none": b"",
     "right": CONTENT[:300_000],
@@ -508,17 +516,23 @@ parts = st.sampled_from([*PARTS])
 leftovers = st.sampled_from(["none", "right-and-longer", "wrong-at-the-end"])
 
 
-def exact_file_or_reasons(server: Server, scripts: Sequence[str], part: str, leftover: str) -> None:
+def exact_file_or_reasons(server: Server, untrusted: Server, scripts: Sequence[str], part: str, leftover: str) -> None:
+    places = [
+        untrusted.address(f"good/{next(paths)}", "https") if script == UNTRUSTED else place(server, script)
+        for script in scripts
+    ]
     with TemporaryDirectory() as name:
         directory = Path(name)
         part_file(directory).write_bytes(PARTS[part])
         part_file(directory).with_suffix(".fresh").write_bytes(PARTS[leftover])
 
-        error = attempt([place(server, script) for script in scripts], directory)
+        error = attempt(places, directory)
 
+        assert untrusted.requests == []
         if "good" in scripts or part == "complete":
             assert error is None
         if error:
+            assert error.count("certificate verify failed") == scripts.count(UNTRUSTED)
             left = left_behind(directory)
             assert sent_to_complete(server, directory) <= (len(CONTENT) - left if left else 2 * len(CONTENT))
 
@@ -526,20 +540,19 @@ def exact_file_or_reasons(server: Server, scripts: Sequence[str], part: str, lef
 @settings(max_examples=50, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(scripts, min_size=1, max_size=4), parts, leftovers)
 def test_fetch_from_places_with_faults_gives_exact_file_or_every_reason(
-    server: Server, scripts: list[str], part: str, leftover: str
+    server: Server, untrusted: Server, scripts: list[str], part: str, leftover: str
 ) -> None:
-    exact_file_or_reasons(server, scripts, part, leftover)
+    exact_file_or_reasons(server, untrusted, scripts, part, leftover)
 
 
 @pytest.mark.stress
-@seed(SEED)
+@seed(int(os.environ["STRESS_SEED"]))
 @settings(max_examples=1_500, database=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(scripts, min_size=1, max_size=4), parts, leftovers)
 def test_fetch_from_places_with_faults_gives_exact_file_or_every_reason_1_500_times(
-    server: Server, scripts: list[str], part: str, leftover: str
+    server: Server, untrusted: Server, scripts: list[str], part: str, leftover: str
 ) -> None:
-    print(f"DOWNLOAD_SEED={SEED}")
-    exact_file_or_reasons(server, scripts, part, leftover)
+    exact_file_or_reasons(server, untrusted, scripts, part, leftover)
 
 
 @settings(max_examples=30, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow])

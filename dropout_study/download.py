@@ -42,14 +42,11 @@ MAXIMUM_BYTES = 2 << 30  # larger than any archive we use; a stream that does no
 PLACE_ERRORS = (OSError, ValueError, RuntimeError, urllib3.exceptions.HTTPError)
 # Variables that requests obeys. A refusal names those that are set: only their reader knows whether they are right.
 VARIABLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
-LONGEST_REASON = 300  # characters; servers choose what they answer
+LONGEST_QUOTE = 300  # characters of what a server, or a library, says
 
 
 class _PlaceError(Exception):
-    """What is wrong with a place, in one line that does nothing to a terminal."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(printable(reason)[:LONGEST_REASON])
+    """What is wrong with a place, in one line. What others say in it is `_quoted`."""
 
 
 class _RefusalError(_PlaceError):
@@ -99,6 +96,7 @@ class _RateLimit:
 class _Answer(NamedTuple):
     start: int
     total: int | None
+    has_end: bool  # given by a length, or by chunks; otherwise the answer ends where the connection does
     pieces: Iterator[bytes]
 
 
@@ -110,6 +108,10 @@ def fetch(places: Sequence[str], sha256: str, directory: Path) -> Path:
     kept in `<sha256>.part` as they arrive, and the download resumes there, from the same place or another, in this run
     or the next. Only a complete file with the right hash gets its name, `<sha256>`.
 
+    If a file that several places have delivered has the wrong hash, the last of them is asked again for what each of
+    the others has added, the last first, until the hash is right or the whole file is its own. If it is wrong even
+    then, what it sent is dropped, and what was there before it is kept for the next place.
+
     Raises `StudyError` if no place has the file (it lists the reason of each), if another process is downloading it,
     or if it cannot be written.
     """
@@ -117,13 +119,17 @@ def fetch(places: Sequence[str], sha256: str, directory: Path) -> Path:
     part = directory / f"{sha256}.part"
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        if target.exists():
-            if _hash(target) == sha256:
-                say(f"{target}: already downloaded, hash verified")
-                return target
-            say(f"{target}: damaged, its hash is not the one in its name; downloading it again")
-            target.unlink()
+        if target.exists() and _hash(target) == sha256:
+            say(f"{target}: already downloaded, hash verified")
+            return target
         with locked(part, "another process is downloading this file; wait for it"):
+            if target.exists():  # else another process may have completed it until we had the lock
+                if _hash(target) == sha256:
+                    part.unlink(missing_ok=True)
+                    say(f"{target}: downloaded by another process, hash verified")
+                    return target
+                say(f"{target}: damaged, its hash is not the one in its name; downloading it again")
+                target.unlink()
             _complete_from_any(places, part, sha256)
             part.replace(target)
             sync_directory(directory)
@@ -139,6 +145,7 @@ def fetch(places: Sequence[str], sha256: str, directory: Path) -> Path:
 def _complete_from_any(places: Sequence[str], part: Path, sha256: str) -> None:
     """Complete `part` from the first place that can, slow places last, the fastest of them first."""
     _keep_longer(part.with_suffix(".fresh"), part)  # of a run that was killed
+    earlier_sizes: list[int] = []  # of `part`, before each place that did not complete it added to it
     untried = deque(places)
     slow: list[tuple[float, str]] = []
     refusals: list[str] = []
@@ -155,9 +162,12 @@ def _complete_from_any(places: Sequence[str], part: Path, sha256: str) -> None:
         else:
             raise _no_place(refusals, part, sha256)
         limit = _RateLimit(HOPELESS_RATE, HOPELESS_SECONDS) if last_resort else _RateLimit(MINIMUM_RATE, RATE_SECONDS)
+        size = part.stat().st_size
         try:
-            _complete_from(place, part, sha256, limit)
+            _complete_from(place, part, earlier_sizes, sha256, limit)
         except (_SlowError, _RefusalError) as error:
+            if part.stat().st_size > size:
+                earlier_sizes.append(size)
             if isinstance(error, _SlowError) and not last_resort:
                 say(f"{place}: {error}; trying other places first")
                 slow.append((error.rate, place))
@@ -185,38 +195,45 @@ def _no_place(refusals: list[str], part: Path, sha256: str) -> StudyError:
     )
 
 
-def _complete_from(place: str, part: Path, sha256: str, limit: _RateLimit) -> None:
-    """Complete `part` from `place`.
+def _complete_from(place: str, part: Path, earlier_sizes: Sequence[int], sha256: str, limit: _RateLimit) -> None:
+    """Complete `part` from `place`. `earlier_sizes` are those it had before each of the other places added to it.
 
     Raises `_RefusalError` or `_SlowError` if the place does not deliver the right content. `part` is then as it was, or
     has more bytes.
     """
     size = part.stat().st_size
-    if size:
-        if _append_all(place, part, limit, from_start=False) and _hash(part) == sha256:
-            return
-        # Only the hash of a complete file tells which bytes are wrong: those that were here, or those that arrived.
-        os.truncate(part, size)
-        say(f"{place}: cannot resume from the {size:,} bytes in {part}; starting from the beginning")
-    fresh = part.with_suffix(".fresh") if size else part
-    try:
-        for attempt in range(2):
-            connections = _append_all(place, fresh, limit, from_start=True)
-            actual = _hash(fresh)
+    fresh = part.with_suffix(".fresh")
+    # Only the hash of a complete file tells that bytes are wrong, and not which: those that were here, or the new ones.
+    starts = sorted({0, *earlier_sizes, size})
+    whole_attempts = 0
+    while starts:
+        start = starts.pop()
+        whole_attempts += start == 0
+        path = part if start == size else fresh
+        try:
+            if path == fresh:
+                shutil.copyfile(part, fresh)
+                os.truncate(fresh, start)
+            connections = _append_all(place, path, limit, sha256, from_start=start == 0)
+            actual = _hash(path)
             if actual == sha256:
-                fresh.replace(part)
+                path.replace(part)
                 return
-            with fresh.open("rb") as file:
-                html = "an HTML page, " if file.read(512).lstrip()[:1] == b"<" else ""
-            os.truncate(fresh, 0)
+            html = "an HTML page, " if _is_html(path) else ""
+            os.truncate(path, start)
+        finally:
+            if path == fresh:
+                _keep_longer(fresh, part)
+        if start:
+            if connections is None:
+                starts = [0]
+            say(f"{place}: cannot resume from the {start:,} bytes in {part}; starting at byte {starts[-1]:,}")
+        elif connections and connections > 1 and whole_attempts == 1:
             # No ETag is asked for: mirrors of one file have different ones, and the hash finds a file that changed
             # between two connections. The next attempt may have it whole.
-            if connections == 1 or attempt:
-                raise _RefusalError(f"sent {html}content with SHA-256 {actual}")
+            starts = [0]
             say(f"{place}: the file changed between two connections; starting from the beginning")
-    finally:
-        if size:
-            _keep_longer(fresh, part)
+    raise _RefusalError(f"sent {html}content with SHA-256 {actual}")
 
 
 def _keep_longer(fresh: Path, part: Path) -> None:
@@ -227,20 +244,22 @@ def _keep_longer(fresh: Path, part: Path) -> None:
         fresh.unlink()
 
 
-def _append_all(place: str, path: Path, limit: _RateLimit, from_start: bool) -> int:
-    """Append to `path` all that it lacks of the file at `place`; return over how many connections.
+def _append_all(place: str, path: Path, limit: _RateLimit, sha256: str, from_start: bool) -> int | None:
+    """Append to `path` all that it lacks of the file at `place`; return how many connections delivered some of it.
 
-    Returns 0, with nothing written, if that means starting from the beginning and `from_start` is not set.
+    Returns None, with nothing written, if that means starting from the beginning and `from_start` is not set.
     """
     path.touch()
     connections = failures = 0
     while True:
-        connections += 1
         size = path.stat().st_size
         try:
-            return connections if _append(place, path, limit, from_start) else 0
+            resumed = _append(place, path, limit, sha256, from_start)
+            return connections + (path.stat().st_size > size) if resumed else None
         except _BrokenError as error:
-            failures = 0 if path.stat().st_size > size else failures + 1
+            grown = path.stat().st_size > size
+            connections += grown
+            failures = 0 if grown else failures + 1
             if failures == BROKEN_CONNECTIONS:
                 raise _RefusalError(str(error)) from error
             limit.add(0)
@@ -248,8 +267,11 @@ def _append_all(place: str, path: Path, limit: _RateLimit, from_start: bool) -> 
             time.sleep(failures * PAUSE)
 
 
-def _append(place: str, path: Path, limit: _RateLimit, from_start: bool) -> bool:
-    """Do what `_append_all` does over one connection; raises `_BrokenError` if it ends early."""
+def _append(place: str, path: Path, limit: _RateLimit, sha256: str, from_start: bool) -> bool:
+    """Do what `_append_all` does over one connection; raises `_BrokenError` if it ends early.
+
+    An answer may end with its connection, without a length. Then only the hash `sha256` tells whether that is its end.
+    """
     size = path.stat().st_size
     with _open(place, size) as answer, path.open("rb+") as file:
         if answer.start < size and not from_start:
@@ -271,6 +293,8 @@ def _append(place: str, path: Path, limit: _RateLimit, from_start: bool) -> bool
         os.fsync(file.fileno())
         if answer.total is not None and file.tell() < answer.total:
             raise _BrokenError(f"the connection ended at byte {file.tell():,} of {answer.total:,}")
+        if answer.total is None and not answer.has_end and not _is_html(path) and _hash(path) != sha256:
+            raise _BrokenError(f"the connection ended at byte {file.tell():,}, without a length or the right hash")
         file.truncate()
     return True
 
@@ -279,8 +303,8 @@ def _append(place: str, path: Path, limit: _RateLimit, from_start: bool) -> bool
 def _open(place: str, start: int) -> Iterator[_Answer]:
     """Open `place` at byte `start`. Raises `_RefusalError` if that fails, `_BrokenError` after a timeout."""
     with closing(_in_thread(_read(place, start))) as items:
-        start, total = next(items)
-        yield _Answer(start, total, items)
+        start, total, has_end = next(items)
+        yield _Answer(start, total, has_end, items)
 
 
 def _in_thread(items: Generator[Any, None, None]) -> Generator[Any, None, None]:
@@ -321,29 +345,29 @@ def _in_thread(items: Generator[Any, None, None]) -> Generator[Any, None, None]:
 
 
 def _read(place: str, start: int) -> Generator[Any, None, None]:
-    """Yield the position of the first byte and the size of the file, None if unknown; then pieces of the file."""
+    """Yield the first fields of an `_Answer`; then pieces of the file."""
     remote = place.startswith(("http://", "https://"))
     with ExitStack() as opened:
         try:
             if remote:
                 try:
-                    first, total, read = _interpret(opened.enter_context(_request(place, start)), start)
+                    first, total, has_end, read = _interpret(opened.enter_context(_request(place, start)), start)
                 except _RangeError:
                     if not start:
                         raise
-                    first, total, read = _interpret(opened.enter_context(_request(place, 0)), 0)
+                    first, total, has_end, read = _interpret(opened.enter_context(_request(place, 0)), 0)
             else:
                 path = Path(url2pathname(urlsplit(place).path)) if place.startswith("file://") else Path(place)
                 file = opened.enter_context(path.expanduser().open("rb"))
                 total = os.fstat(file.fileno()).st_size
-                first, read = file.seek(min(start, total)), file.read
+                first, has_end, read = file.seek(min(start, total)), True, file.read
         except PLACE_ERRORS as error:
             # What was dropped, unlike what was refused, may work at the next attempt.
             dropped = any(isinstance(cause, urllib3.exceptions.ProtocolError) for cause in error.args)
             if dropped or isinstance(error, requests.Timeout):
                 raise _BrokenError(_reason(error)) from error
             raise _RefusalError(_reason(error) + (_variables_in_use() if remote else "")) from error
-        yield first, total
+        yield first, total, has_end
         while True:
             try:
                 piece = read(PIECE)
@@ -369,11 +393,11 @@ def _check_redirect(response: requests.Response, **_: Any) -> None:
         response.raw = io.BytesIO()
         target = urljoin(response.url, response.headers["Location"])
         if urlsplit(response.url).scheme == "https" and urlsplit(target).scheme != "https":
-            raise _RefusalError(f"redirects from https to {target}")
+            raise _RefusalError(f"redirects from https to {_quoted(target)}")
 
 
-def _interpret(response: requests.Response, start: int) -> tuple[int, int | None, Callable[[int], bytes]]:
-    """Return the position of the first byte, the size of the file, None if unknown, and what reads the body."""
+def _interpret(response: requests.Response, start: int) -> tuple[int, int | None, bool, Callable[[int], bytes]]:
+    """Return the first fields of an `_Answer`, and what reads the body."""
 
     def read(count: int) -> bytes:
         # read1 returns what has arrived. read waits until a piece is full, which takes minutes on a slow connection.
@@ -381,19 +405,20 @@ def _interpret(response: requests.Response, start: int) -> tuple[int, int | None
 
     if response.status_code == 416 and start:
         # The part file has all that this place has, or more: the hash decides. The body is an explanation.
-        return start, None, lambda _: b""
+        return start, None, True, lambda _: b""
     if response.headers.get("Content-Type", "").startswith("text/html"):
         raise _RefusalError(f"answered {response.status_code} with an HTML page")
+    length = response.headers.get("Content-Length", "")
+    has_end = bool(length) or response.raw.chunked
     if response.status_code == 206:
         content_range = response.headers.get("Content-Range", "")
         match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", content_range)
         if match is None or int(match[1]) != start:
-            raise _RangeError(f"answered with the wrong range {content_range!r}")
-        return start, None if match[2] == "*" else int(match[2]), read
+            raise _RangeError(f"answered with the wrong range {_quoted(repr(content_range))}")
+        return start, None if match[2] == "*" else int(match[2]), has_end, read
     if response.status_code == 200:
-        length = response.headers.get("Content-Length", "")
-        return 0, int(length) if length.isdigit() else None, read
-    raise _RefusalError(f"answered {response.status_code} {response.reason}")
+        return 0, int(length) if length.isdigit() else None, has_end, read
+    raise _RefusalError(f"answered {response.status_code} {_quoted(response.reason)}")
 
 
 def _variables_in_use() -> str:
@@ -403,7 +428,7 @@ def _variables_in_use() -> str:
 
 
 def _reason(error: BaseException) -> str:
-    """Return the innermost cause of a nested error in one printable line, which is never empty."""
+    """Return the innermost cause of a nested error in one `_quoted` line, which is never empty."""
     causes = [error]
     while True:
         nested = (getattr(causes[-1], "reason", None), *causes[-1].args)
@@ -419,8 +444,19 @@ def _reason(error: BaseException) -> str:
             text = str(cause.args[-1]).rpartition(": ")[2]
         text = " ".join(text.encode(errors="backslashreplace").decode().split())
         if text not in ("", "None"):
-            return text
+            return _quoted(text)
     return type(error).__name__
+
+
+def _quoted(text: str) -> str:
+    """Return foreign text so that it does nothing to a terminal, and leaves room for what we say about it."""
+    text = printable(text)
+    return text if len(text) <= LONGEST_QUOTE else f"{text[:LONGEST_QUOTE]}…"
+
+
+def _is_html(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(512).lstrip()[:1] == b"<"
 
 
 def _hash(path: Path) -> str:

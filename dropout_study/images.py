@@ -15,8 +15,10 @@ from dropout_study.errors import StudyError
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # for some others Pillow would start programs
 SUFFIXES = {suffix for suffix, name in Image.registered_extensions().items() if name in FORMATS}
-MAX_PIXELS = 51_000_000  # a phone's 50 megapixels (8192 × 6144) pass, and reading takes less than 1 GB
+MAX_PIXELS = 51_000_000  # a phone's 50 megapixels (8192 × 6144) pass
 MAX_BYTES = 1_000_000_000
+MAX_MEMORY = 1_000_000_000  # bytes that reading an image takes, beside the file's own; tests measure it
+BLOCK = 1 << 20  # values that are scaled at a time
 GREY_16 = ("I", "I;16", "I;16L", "I;16B")
 BACKGROUND = "white"  # behind what is transparent
 
@@ -109,7 +111,8 @@ def _scaled(image: Image.Image, size: tuple[int, int]) -> np.ndarray:
     elif image.mode == "F":
         raise StudyError("floating-point pixels, which have no fixed range; save it with 8 or 16 bits")
     else:
-        eight_bits = image.convert("RGBA" if image.has_transparency_data else "RGB")
+        mode = "RGBA" if image.has_transparency_data else "RGB"
+        eight_bits = image if image.mode == mode else image.convert(mode)  # which would copy it
     small = ImageOps.fit(eight_bits, (width, height), Image.Resampling.BICUBIC).convert("RGBA")
     return np.asarray(Image.alpha_composite(Image.new("RGBA", small.size, BACKGROUND), small).convert("RGB"))
 
@@ -118,4 +121,8 @@ def _grey_in_8_bits(values: np.ndarray) -> Image.Image:
     """Return grey of 0 to 65,535 as an image of 8 bits."""
     if values.min() < 0 or values.max() > 65_535:
         raise StudyError("grey of more than 16 bits; save it with 8 or 16 bits")
-    return Image.fromarray(np.rint(values / 257).astype(np.uint8))
+    flat = values.reshape(-1)
+    grey = np.empty(len(flat), np.uint8)
+    for start in range(0, len(flat), BLOCK):
+        grey[start : start + BLOCK] = np.rint(flat[start : start + BLOCK] / 257)
+    return Image.fromarray(grey.reshape(values.shape))

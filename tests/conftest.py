@@ -1,5 +1,7 @@
 """What all tests share: the project's directory, settings to spoil, a clone to run."""
 
+import os
+import random
 import shutil
 import signal
 from collections.abc import Callable, Iterator
@@ -20,6 +22,16 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 # A busy machine is no failure.
 hypothesis.settings.register_profile("study", deadline=None)
 hypothesis.settings.load_profile("study")
+
+
+def pytest_configure() -> None:
+    """Choose the seed of the campaigns of stress tests. The workers of pytest-xdist have it from here."""
+    os.environ.setdefault("STRESS_SEED", str(random.SystemRandom().randrange(2**32)))
+
+
+def pytest_report_header() -> str:
+    """Print the seed, with which the same inputs are drawn again, whatever ends the tests."""
+    return f"STRESS_SEED={os.environ['STRESS_SEED']}"
 
 
 @pytest.fixture

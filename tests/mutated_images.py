@@ -119,6 +119,7 @@ def main() -> None:
     page = Path("/proc/self/statm").read_text().split()[0]
     limit = int(page) * resource.getpagesize() + MEGABYTES * 1_000_000
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     outcomes: Counter[str] = Counter()
     slowest = 0.0
     with tempfile.TemporaryDirectory() as directory:
@@ -138,8 +139,8 @@ def main() -> None:
                 raise
             slowest = max(slowest, time.process_time() - cpu)
             path.unlink()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1000
-    print(json.dumps({"outcomes": dict(sorted(outcomes.items())), "slowest": round(slowest, 3), "megabytes": peak}))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+    print(json.dumps({"outcomes": dict(sorted(outcomes.items())), "slowest": round(slowest, 3), "bytes": peak}))
 
 
 if __name__ == "__main__":

@@ -138,6 +138,10 @@ class Handler(BaseHTTPRequestHandler):
     def breaks(self, start: int) -> None:
         self.some(start, CONTENT[start : start + CUT])
 
+    def breaks_without_length(self, start: int) -> None:
+        """Break as `breaks` does, but as if that were the end."""
+        self.part(start, CONTENT[start : start + CUT], -1)
+
     def breaks_at_once(self, start: int) -> None:
         self.answer(200, b"", len(CONTENT))
 
@@ -259,6 +263,9 @@ class Handler(BaseHTTPRequestHandler):
     def moved_to_file(self, start: int) -> None:
         self.answer(302, b"", Location="file:///etc/hostname")
 
+    def moved_to_long_name(self, start: int) -> None:
+        self.answer(302, b"", Location=f"file:///{'x' * 10_000}")
+
     def moved_to_nowhere(self, start: int) -> None:
         self.answer(302, b"", Location="http://[")
 
@@ -309,6 +316,9 @@ class Handler(BaseHTTPRequestHandler):
     def reversed_breaks(self, start: int) -> None:
         """Break as `breaks` does, in another file."""
         self.some(start, CONTENT[::-1][start : start + CUT])
+
+    def reversed_without_length(self, start: int) -> None:
+        self.part(start, CONTENT[::-1][start:], -1)
 
     def cut_without_length(self, start: int) -> None:
         self.answer(200, CONTENT[:CUT], -1)

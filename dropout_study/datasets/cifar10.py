@@ -31,16 +31,21 @@ class _ArchiveError(Exception):
 
 
 def load(archive: Path) -> Arrays:
-    """Return the 60,000 images and labels in `archive` (a `.tar.gz`), which is read to its end.
+    """Return the 60,000 images and labels in `archive` (a `.tar.gz`), which is read to its end, where its checksum is.
 
-    Raises `StudyError`, of one line, for what is no gzipped tar, ends early, or is larger than `MAXIMUM_BYTES` when
-    unpacked; for members that are neither files nor directories, or whose names lead out of the archive; and if one of
-    the six batches is missing, there twice, of another size, or has a label outside 0 … 9.
+    Raises `StudyError`, of one line, for what cannot be read, is no gzipped tar, ends early, or is larger than
+    `MAXIMUM_BYTES` when unpacked, with what follows the end of the tar; for members that are neither files nor
+    directories, or whose names lead out of the archive; and if one of the six batches is missing, there twice, of
+    another size, or has a label outside 0 … 9.
     """
     try:
         with gzip.open(archive) as file:
             return _load(file)
-    except (_ArchiveError, OSError) as error:
+    except OSError as error:
+        raise StudyError(
+            f"{archive}: cannot be read: {error.strerror}; make it readable, or remove it: it is then downloaded again"
+        ) from error
+    except _ArchiveError as error:
         raise StudyError(
             f"{archive}: {printable(error)}; in params.yaml, download.sha256 has to be that of the binary version of "
             "CIFAR-10, cifar-10-binary.tar.gz, as in presets/"
@@ -72,8 +77,10 @@ def _load(file: gzip.GzipFile) -> Arrays:
                 raise EOFError("it ends there")
         if missing and not header:
             raise EOFError("it ends there")
-        _pass_over(file, MAXIMUM_BYTES)  # the checksum is at the end
-    except (tarfile.HeaderError, EOFError, zlib.error, OSError) as error:
+        _pass_over(file, MAXIMUM_BYTES)
+        if file.read(1):
+            raise _ArchiveError(f"has more than {MAXIMUM_BYTES:,} bytes when unpacked")
+    except (tarfile.HeaderError, EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise _ArchiveError(f"cannot be read as a gzipped tar archive: {place}: {error}") from error
     if missing:
         raise _ArchiveError(f"lacks {', '.join(sorted(missing))}")

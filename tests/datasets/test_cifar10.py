@@ -10,6 +10,7 @@ import pytest
 from dropout_study.datasets import DATASETS, describe
 from dropout_study.datasets.cifar10 import MEMBER_BYTES, RECORDS, TEST_MEMBER, TRAIN_MEMBERS, load
 from dropout_study.errors import StudyError
+from tests.needs import needs
 
 MEMBERS = (*TRAIN_MEMBERS, TEST_MEMBER)
 
@@ -125,6 +126,21 @@ def test_load_refuses_a_truncated_archive(tmp_path: Path, keep: float) -> None:
 
     with pytest.raises(StudyError, match="cannot be read as a gzipped tar archive"):
         load(path)
+
+
+@needs(Path("/proc/self/mem").exists(), "only Linux has such a file")
+@pytest.mark.parametrize(
+    ("target", "reason"), [("/proc/self/mem", "Input/output error"), ("/proc", "Is a directory")], ids=["EIO", "EISDIR"]
+)
+def test_load_does_not_blame_the_hash_for_what_cannot_be_read(tmp_path: Path, target: str, reason: str) -> None:
+    path = tmp_path / "a.tar.gz"
+    path.symlink_to(target)
+
+    with pytest.raises(StudyError) as error:
+        load(path)
+    assert str(error.value) == (
+        f"{path}: cannot be read: {reason}; make it readable, or remove it: it is then downloaded again"
+    )
 
 
 def test_load_refuses_a_page_in_place_of_an_archive(tmp_path: Path) -> None:

@@ -158,7 +158,6 @@ def context(published: Mapping[str, Published], author: Sequence[Mapping[str, st
         "plateau": plateau_rows(main) if main else [],
         "collapsed": collapsed_rows(published.values(), author),
         "sizes": [published[name] for name in SIZES if name in published],
-        "size_header": ["training images", "optimizer", *(f"accuracy / loss at {rate}" for rate in SIZE_RATES)],
         "size_rows": size_rows([published[name] for name in SIZES if name in published]),
         "article": {
             preset: article_rows(parts, author if preset == NOTEBOOK else [])
@@ -253,13 +252,13 @@ def collapsed_rows(published: Iterable[Published], author: Sequence[Mapping[str,
 
 
 def size_rows(studies: Iterable[Published]) -> list[Row]:
-    """Return for each study, smallest first, and optimizer: accuracy and loss at each of `SIZE_RATES`."""
+    """Return for each study, smallest first, optimizer and rate of `SIZE_RATES`: what is measured."""
     rows: list[Row] = []
     for study in studies:
-        groups = by_rate(study.results)
-        for optimizer in study.settings.study.optimizers:
-            cells = (" / ".join(measured(groups.get((optimizer, rate), []))) for rate in SIZE_RATES)
-            rows.append((f"{study.settings.images_to_train_on:,}", optimizer, *cells))
+        images = f"{study.settings.images_to_train_on:,}"
+        for (optimizer, dropout), group in by_rate(study.results).items():
+            if dropout in SIZE_RATES:
+                rows.append((images, optimizer, dropout, measured(group, "train")[0], *measured(group)))
     return rows
 
 

@@ -168,11 +168,12 @@ def test_page_of_all_studies_has_every_section_and_their_figures() -> None:
         *runs("adadelta", {0.0: WORSE, 0.2: NEAR, 0.3: NEAR, 0.5: CLEAR, 0.8: [0.1, math.nan]}),
         *runs("sgd", {0.0: WORSE, 0.2: WORSE, 0.3: WORSE, 0.5: WORSE}),
     ]
+    thousand = runs("adadelta", {0.0: [0.4, 0.41], 0.3: NEAR, 0.5: NEAR})
     zero = runs("adadelta", {0.0: [0.7111]})
     whole = published("article-notebook-2", zero, "article-notebook")
     studies = {
         "cifar10-small": published("cifar10-small", both),
-        "cifar10-1000": published("cifar10-1000", runs("adadelta", {0.0: [0.4, 0.41], 0.3: NEAR, 0.5: NEAR})),
+        "cifar10-1000": published("cifar10-1000", thousand, "cifar10-1000"),
         "article-notebook": published("article-notebook", runs("adadelta", {0.5: [0.8123]}), "article-notebook"),
         "article-notebook-2": published("article-notebook-2", zero, "article-notebook", epochs=10),
     }
@@ -193,6 +194,7 @@ def test_page_of_all_studies_has_every_section_and_their_figures() -> None:
     assert cut_short in text
     assert cut_short not in results_page.page(studies | {"article-notebook-2": whole}, AUTHOR, 60, TEMPLATE)
     assert "| `cifar10-small`, adadelta | 0.8 | 2, 1 diverged | 10.0 % | 1.900 | 75.0 % | 0.250 |" in text
+    assert "| 900 | adadelta | 0.0 | 75.0 (75.0–75.0) % | 40.5 (40.0–41.0) % | 1.595 (1.590–1.600) |" in text
     assert "| adadelta | 0.5 | 81.0 % | 70.0 % | under | 10.0 (10.0–10.0) |" in text
     assert "| adadelta | 0.5 | 45.0 → 60.0 % | 0.222 → 0.167 |" in text
     assert "| 3 | With Adadelta, dropout 0.5 has the highest test accuracy. | **not decidable** |" in text

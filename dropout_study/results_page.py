@@ -141,6 +141,7 @@ def claims(main: Published | None) -> list[tuple[str, Judgement]]:
 def context(published: Mapping[str, Published], author: Sequence[Mapping[str, str]], planned: int) -> dict[str, Any]:
     """Return what the template of the page is filled with: the published studies, and tables of them."""
     main = published.get(MAIN)
+    sizes = [published[name] for name in SIZES if name in published]
     of_article = {
         preset: [study for name, study in published.items() if PART.sub("", name) == preset] for preset in ARTICLE
     }
@@ -152,13 +153,16 @@ def context(published: Mapping[str, Published], author: Sequence[Mapping[str, st
         ],
         "article_rate": ARTICLE_RATE,
         "answer_to_article": answer_to_article(main.verdict) if main else "",
+        "best_by_all": best_by_all(main.verdict) if main else "",
+        "conditions": conditions(main) if main else "",
+        "still_rising": still_rising(main) if main else "",
         "late": late_rows(main) if main else [],
         "late_epochs": LATE_EPOCHS,
         "calibration": calibration_rows(main) if main else [],
         "plateau": plateau_rows(main) if main else [],
         "collapsed": collapsed_rows(published.values(), author),
-        "sizes": [published[name] for name in SIZES if name in published],
-        "size_rows": size_rows([published[name] for name in SIZES if name in published]),
+        "sizes": sizes,
+        "size_rows": size_rows(sizes),
         "article": {
             preset: article_rows(parts, author if preset == NOTEBOOK else [])
             for preset, parts in of_article.items()
@@ -187,24 +191,59 @@ def calibration_rows(study: Published) -> list[Row]:
     return rows
 
 
-def late_rows(study: Published) -> list[Row]:
-    """Return for each optimizer and rate: validation accuracy and loss at the end, and `LATE_EPOCHS` before it."""
-    last = study.settings.train.epochs
-    groups: dict[tuple[str, float, int], list[tuple[float, float]]] = {}
+def curves(study: Published) -> dict[tuple[str, float], list[tuple[float, float]]]:
+    """Return for each optimizer and rate: validation accuracy and loss after each epoch, means over seeds.
+
+    Rates of which no run reached the last epoch are left out.
+    """
+    groups: dict[tuple[str, float], dict[int, list[tuple[float, float]]]] = {}
     for row in study.histories:
         if row["part"] == "validation" and row["accuracy"]:
-            key = (row["optimizer"], float(row["dropout"]), int(row["epoch"]))
-            groups.setdefault(key, []).append((float(row["accuracy"]), float(row["loss"])))
+            epochs = groups.setdefault((row["optimizer"], float(row["dropout"])), {})
+            epochs.setdefault(int(row["epoch"]), []).append((float(row["accuracy"]), float(row["loss"])))
+    return {
+        rate: [
+            (statistics.fmean(accuracies), statistics.fmean(losses))
+            for _, runs in sorted(epochs.items())
+            for accuracies, losses in [zip(*runs, strict=True)]
+        ]
+        for rate, epochs in groups.items()
+        if study.settings.train.epochs in epochs
+    }
+
+
+def late_rows(study: Published) -> list[Row]:
+    """Return for each optimizer and rate: validation accuracy and loss `LATE_EPOCHS` before the end and at it.
+
+    The last column is the lowest validation loss, and the epoch of it.
+    """
     rows: list[Row] = []
-    for optimizer, dropout in dict.fromkeys(key[:2] for key in groups):
-        if {(optimizer, dropout, epoch) for epoch in (last - LATE_EPOCHS, last)} <= set(groups):
-            (accuracy, loss), (end_accuracy, end_loss) = (
-                [statistics.fmean(values) for values in zip(*groups[optimizer, dropout, epoch], strict=True)]
-                for epoch in (last - LATE_EPOCHS, last)
-            )
-            accuracies = f"{100 * accuracy:.1f} → {100 * end_accuracy:.1f} %"
-            rows.append((optimizer, dropout, accuracies, f"{loss:.3f} → {end_loss:.3f}"))
+    for rate, curve in curves(study).items():
+        (accuracy, loss), (end_accuracy, end_loss) = curve[-1 - LATE_EPOCHS], curve[-1]
+        lowest, epoch = min((loss, epoch) for epoch, (_, loss) in enumerate(curve, 1))
+        accuracies = f"{100 * accuracy:.1f} → {100 * end_accuracy:.1f} %"
+        rows.append((*rate, accuracies, f"{loss:.3f} → {end_loss:.3f}", f"{lowest:.3f} in epoch {epoch}"))
     return rows
+
+
+def still_rising(study: Published) -> str:
+    """Return in a sentence where validation accuracy at the article's rate still rose, and faster than at the leader.
+
+    Nothing if it did not: then more epochs are unlikely to help it.
+    """
+    rises = {rate: 100 * (curve[-1][0] - curve[-1 - LATE_EPOCHS][0]) for rate, curve in curves(study).items()}
+    parts = []
+    for optimizer, judged in study.verdict["optimizers"].items():
+        here, there = (optimizer, ARTICLE_RATE), (optimizer, judged["accuracy"]["leader"])
+        if here in rises and there in rises and rises[here] > max(0, rises[there]):
+            leader = f"at {there[1]}, which leads: {rises[there]:+.1f}".replace("-", "−")
+            parts.append(f"by {rises[here]:.1f} points with {optimizer} ({leader})")
+    if not parts:
+        return ""
+    return (
+        f"More epochs might change this: in the last {LATE_EPOCHS} of {study.settings.train.epochs}, validation "
+        f"accuracy at {ARTICLE_RATE} still rose {report.listed(parts)}."
+    )
 
 
 def plateau_rows(study: Published) -> list[Row]:
@@ -339,9 +378,10 @@ def facts(study: Published) -> list[str]:
     if speeds:
         seconds = sum(speed["seconds"] for speed in trained.values())
         range_of = f", {min(speeds):,.0f} to {max(speeds):,.0f}" if len(speeds) > 1 else ""
+        added_up = ", added up" if len(trained) > 1 else ""
         lines.append(
-            f"{progress.duration(seconds)} for {report.count(trained, 'training')}; images per second: median "
-            f"{statistics.median(speeds):,.0f}{range_of}"
+            f"{progress.duration(seconds)} for {report.count(trained, 'training')}{added_up}; images per second: "
+            f"median {statistics.median(speeds):,.0f}{range_of}"
         )
     lines.append(f"commit {provenance['commit'][:10]}, published on {provenance['date']}")
     if provenance["archive"]:
@@ -376,6 +416,37 @@ def runs_planned() -> int:
     return len(load_settings(PRESET).variants)
 
 
+def best_by_all(verdict: Mapping[str, Any]) -> str:
+    """Return in a sentence which rates may be the best by accuracy and by loss, with every optimizer."""
+    of_all = [judged[quantity] for judged in verdict["optimizers"].values() for quantity in QUANTITIES]
+    every = list(dict.fromkeys(row["dropout"] for judged in of_all for row in judged["rates"]))
+    common = [rate for rate in every if all(rate in judged["may_be_best"] for judged in of_all)]
+    names = [*verdict["optimizers"]]
+    with_all = names[0] if len(names) == 1 else "both optimizers" if len(names) == 2 else "every optimizer"
+    by = f"by both accuracy and loss, with {with_all}"
+    if not common:
+        return f"No single rate may be the best {by}."
+    if len(common) == 1:
+        return f"{common[0]} is the only rate that may be the best {by}."
+    return f"{report.listed(common, every)} may be the best {by}."
+
+
+def images_of(study: Published) -> str:
+    """Return in a few words what a study's images are."""
+    return ARCHIVES.get(study.provenance["archive"], "an archive that this project does not know").partition(" (")[0]
+
+
+def conditions(study: Published) -> str:
+    """Return under which conditions a study was run, in a sentence."""
+    train = study.settings.train
+    rates = [f"{getattr(train.learning_rate, name):g} with {name}" for name in study.settings.study.optimizers]
+    falling = f", times {train.learning_rate_decay:g} after each epoch" if train.learning_rate_decay < 1 else ""
+    return (
+        f"{study.settings.images_to_train_on:,} training images of {images_of(study)}, {train.epochs} epochs, batches "
+        f"of {train.batch_size}, a learning rate of {report.listed(rates)}{falling}"
+    )
+
+
 def answer_to_article(verdict: Mapping[str, Any]) -> str:
     """Return in a sentence whether the article's rate is seen to have the highest accuracy, by optimizer."""
     judged = {name: judge_rate(of["accuracy"], "accuracy") for name, of in verdict["optimizers"].items()}
@@ -391,7 +462,12 @@ def headline(main: Published, planned: int) -> str:
     `planned` is how many runs it has when it is complete.
     """
     running = f" The study still runs: {len(main.results)} of {planned} runs are in." * (len(main.results) < planned)
-    answer = textwrap.fill(f"**{answer_to_article(main.verdict)}** {report.answer(main.verdict)}{running}", 120)
+    paragraphs = (
+        f"**{best_by_all(main.verdict)} Is {ARTICLE_RATE} the best? {answer_to_article(main.verdict)}** "
+        f"{still_rising(main)}{running}",
+        f"{report.answer(main.verdict)} These are {report.count(main.results, 'run')}: {conditions(main)}.",
+    )
+    answer = "\n\n".join(textwrap.fill(paragraph, 120) for paragraph in paragraphs)
     return f"{answer}\n\n```text\n{report.table(main.verdict)}\n```"
 
 

@@ -149,6 +149,36 @@ def test_answer_to_article_speaks_of_every_optimizer(adadelta: list[float], sgd:
     assert re.match(answer, observed)
 
 
+@pytest.mark.parametrize(
+    ("adadelta", "sgd", "answer"),
+    [
+        ({0.0: WORSE, 0.3: CLEAR}, {0.0: NEAR, 0.3: CLEAR}, "0.3 is the only rate that may be the best by"),
+        ({0.0: NEAR, 0.3: CLEAR}, {0.0: NEAR, 0.3: CLEAR}, "0.0 and 0.3 may be the best by"),
+        ({0.0: WORSE, 0.3: CLEAR}, {0.0: CLEAR, 0.3: WORSE}, "No single rate may be the best by"),
+    ],
+)
+def test_best_by_all_takes_the_rates_that_no_verdict_calls_worse(
+    adadelta: dict[float, list[float]], sgd: dict[float, list[float]], answer: str
+) -> None:
+    verdict = verdict_of([*runs("adadelta", adadelta), *runs("sgd", sgd)])
+
+    assert results_page.best_by_all(verdict) == f"{answer} both accuracy and loss, with both optimizers."
+
+
+def test_still_rising_compares_the_articles_rate_with_the_leader() -> None:
+    main = published("cifar10-small", runs("adadelta", {0.0: CLEAR, 0.5: WORSE}))
+    alike = results_page.still_rising(main)
+    for row in main.histories:
+        if row["dropout"] == "0.0" and row["epoch"] == "12":
+            row["accuracy"] = "0.40"
+
+    assert alike == ""
+    assert results_page.still_rising(main) == (
+        "More epochs might change this: in the last 3 of 12, validation accuracy at 0.5 still rose by 15.0 points with "
+        "adadelta (at 0.0, which leads: −5.0)."
+    )
+
+
 def test_claims_without_a_second_optimizer_are_not_decidable() -> None:
     main = published("cifar10-small", runs("adadelta", {0.0: WORSE, 0.5: CLEAR}))
 
@@ -182,7 +212,15 @@ def test_page_of_all_studies_has_every_section_and_their_figures() -> None:
 
     headings = re.findall(r"^## (.*)$", text, re.MULTILINE)
     assert len(headings) == 9
-    assert f"**{report.answer(studies['cifar10-small'].verdict)}**" in text
+    assert (
+        "\n**0.2 to 0.5 may be the best by both accuracy and loss, with both optimizers.** With adadelta, 0.2 to"
+        in text
+    )
+    assert report.answer(studies["cifar10-small"].verdict) in text
+    assert (
+        "9,000 training images of CIFAR-10 as its authors publish it, 12 epochs, batches of 16, a learning rate of 1 "
+        in text
+    )
     assert report.table(studies["cifar10-small"].verdict) in text
     rows = """
 | adadelta | 0.0 | `article-notebook-2` | 1 | 10 | – | 71.1 % | – | 1.289 |
@@ -196,7 +234,7 @@ def test_page_of_all_studies_has_every_section_and_their_figures() -> None:
     assert "| `cifar10-small`, adadelta | 0.8 | 2, 1 diverged | 10.0 % | 1.900 | 75.0 % | 0.250 |" in text
     assert "| 900 | adadelta | 0.0 | 75.0 (75.0–75.0) % | 40.5 (40.0–41.0) % | 1.595 (1.590–1.600) |" in text
     assert "| adadelta | 0.5 | 81.0 % | 70.0 % | under | 10.0 (10.0–10.0) |" in text
-    assert "| adadelta | 0.5 | 45.0 → 60.0 % | 0.222 → 0.167 |" in text
+    assert "| adadelta | 0.5 | 45.0 → 60.0 % | 0.222 → 0.167 | 0.167 in epoch 12 |" in text
     assert "| 3 | With Adadelta, dropout 0.5 has the highest test accuracy. | **not decidable** |" in text
     assert "**The study still runs:** 26 of 60 runs are in" in text
     assert "still runs" not in results_page.page(studies, AUTHOR, 26, TEMPLATE)
@@ -209,7 +247,7 @@ def test_facts_take_speeds_from_runs_that_did_not_diverge() -> None:
 
     observed = results_page.facts(study)
 
-    assert "3 min 01 s for 4 trainings; images per second: median 500, 500 to 500" in observed
+    assert "3 min 01 s for 4 trainings, added up; images per second: median 500, 500 to 500" in observed
 
 
 def test_page_without_studies_has_the_authors_figures_only() -> None:
@@ -253,10 +291,9 @@ def test_headline_is_written_between_its_markers_only() -> None:
 
     text = results_page.with_headline(f"before\n{results_page.BEGIN}\nold\n{results_page.END}\nafter\n", main, 7)
 
-    assert text.startswith(
-        f"before\n{results_page.BEGIN}\n**Yes, by accuracy: with adadelta, every other rate is worse;"
-    )
-    assert "** With adadelta, 0.5 has the highest accuracy" in text.replace("\n", " ")
+    assert text.startswith(f"before\n{results_page.BEGIN}\n**0.5 is the only rate that may be the best by both ")
+    assert " Is 0.5 the best? Yes, by accuracy: with adadelta, every other rate is worse;" in text.replace("\n", " ")
+    assert " With adadelta, 0.5 has the highest accuracy" in text.replace("\n", " ")
     assert text.endswith(f"{results_page.END}\nafter\n")
     assert "old" not in text
     assert report.table(main.verdict) in text

@@ -37,6 +37,7 @@ ARTICLE_EPOCHS = 50
 FORERUNNER_RATE = 0.2
 COLLAPSED_RATES = (0.8, 0.9)
 LATE_EPOCHS = 3  # the last ones, in which curves should be flat
+LEARNED = 0.97  # training accuracy, with dropout on, from which on a network knows its training images
 UNDECIDED = "not decidable"
 
 # What is in the archives that studies were computed from, by SHA-256.
@@ -163,6 +164,8 @@ def context(published: Mapping[str, Published], author: Sequence[Mapping[str, st
         "collapsed": collapsed_rows(published.values(), author),
         "sizes": sizes,
         "size_rows": size_rows(sizes),
+        "gains_seen": [gain_seen(sizes, quantity) for quantity in QUANTITIES],
+        "not_learned": not_learned(sizes),
         "article": {
             preset: article_rows(parts, author if preset == NOTEBOOK else [])
             for preset, parts in of_article.items()
@@ -291,14 +294,62 @@ def collapsed_rows(published: Iterable[Published], author: Sequence[Mapping[str,
 
 
 def size_rows(studies: Iterable[Published]) -> list[Row]:
-    """Return for each study, smallest first, optimizer and rate of `SIZE_RATES`: what is measured."""
+    """Return for each study, smallest first, optimizer and rate of `SIZE_RATES`: what is measured.
+
+    Accuracy and loss are followed by their distances to those without dropout.
+    """
     rows: list[Row] = []
     for study in studies:
         images = f"{study.settings.images_to_train_on:,}"
-        for (optimizer, dropout), group in by_rate(study.results).items():
+        groups = by_rate(study.results)
+        for (optimizer, dropout), group in groups.items():
             if dropout in SIZE_RATES:
-                rows.append((images, optimizer, dropout, measured(group, "train")[0], *measured(group)))
+                accuracy, loss = measured(group)
+                without = groups.get((optimizer, 0.0), [])
+                figures = (accuracy, change(group, without, "accuracy"), loss, change(group, without, "loss"))
+                rows.append((images, optimizer, dropout, measured(group, "train")[0], *figures))
     return rows
+
+
+def change(group: Sequence[Result], without: Sequence[Result], quantity: str) -> str:
+    """Return how far the mean of a rate is from that without dropout, with its sign; a dash if they are the same."""
+    means = [
+        statistics.fmean(getattr(run, f"test_{quantity}") for run in alive)
+        for alive in (finished(group), finished(without))
+        if alive
+    ]
+    if group == without or len(means) < 2:
+        return "–"
+    difference = means[0] - means[1]
+    return (f"{100 * difference:+.1f}" if quantity == "accuracy" else f"{difference:+.3f}").replace("-", "−")
+
+
+def gain_seen(studies: Sequence[Published], quantity: str) -> str:
+    """Return in a sentence whether dropout is seen to better `quantity`: whether 0.0 is worse, by amount of data."""
+    judged = [
+        (f"{study.settings.images_to_train_on:,} images with {optimizer}", of[quantity])
+        for study in studies
+        for optimizer, of in study.verdict["optimizers"].items()
+    ]
+    best = report.HAS[quantity]
+    worse = [name for name, of in judged if 0.0 in of["worse"]]
+    if not worse:
+        no_gain = f"By {quantity}, no gain is seen: 0.0 may have {best} with every amount of data"
+        return f"{no_gain}, though a gain smaller than the margins may be there."
+    where = "every amount of data" if len(worse) == len(judged) else report.listed(worse)
+    return f"By {quantity}, a gain is seen with {where}: 0.0 is worse."
+
+
+def not_learned(studies: Sequence[Published]) -> str:
+    """Return in a few words where training accuracy at a rate of `SIZE_RATES` is below `LEARNED` at the end."""
+    names = []
+    for study in studies:
+        for (optimizer, dropout), group in by_rate(finished(study.results)).items():
+            accuracy = statistics.fmean(run.train_accuracy for run in group)
+            if dropout in SIZE_RATES and accuracy < LEARNED:
+                images = f"{study.settings.images_to_train_on:,} images"
+                names.append(f"{images}, {optimizer} at {dropout} ({100 * accuracy:.1f} %)")
+    return "; ".join(names)
 
 
 def article_rows(parts: Iterable[Published], author: Sequence[Mapping[str, str]]) -> list[Row]:

@@ -179,6 +179,19 @@ def test_still_rising_compares_the_articles_rate_with_the_leader() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("without", "seen"),
+    [
+        (CLEAR, "By accuracy, no gain is seen: 0.0 may have the highest accuracy with every amount of data, though"),
+        (WORSE, "By accuracy, a gain is seen with every amount of data: 0.0 is worse."),
+    ],
+)
+def test_gain_seen_asks_whether_no_dropout_is_worse(without: list[float], seen: str) -> None:
+    study = published("cifar10-small", runs("adadelta", {0.0: without, 0.3: NEAR}))
+
+    assert results_page.gain_seen([study], "accuracy").startswith(seen)
+
+
 def test_claims_without_a_second_optimizer_are_not_decidable() -> None:
     main = published("cifar10-small", runs("adadelta", {0.0: WORSE, 0.5: CLEAR}))
 
@@ -232,7 +245,10 @@ def test_page_of_all_studies_has_every_section_and_their_figures() -> None:
     assert cut_short in text
     assert cut_short not in results_page.page(studies | {"article-notebook-2": whole}, AUTHOR, 60, TEMPLATE)
     assert "| `cifar10-small`, adadelta | 0.8 | 2, 1 diverged | 10.0 % | 1.900 | 75.0 % | 0.250 |" in text
-    assert "| 900 | adadelta | 0.0 | 75.0 (75.0–75.0) % | 40.5 (40.0–41.0) % | 1.595 (1.590–1.600) |" in text
+    assert "| 900 | adadelta | 0.0 | 75.0 (75.0–75.0) % | 40.5 (40.0–41.0) % | – | 1.595 (1.590–1.600) | – |" in text
+    assert "| 80.8 (80.0–81.5) % | +40.3 | 1.192 (1.185–1.200) | −0.403 |" in text
+    assert "**By accuracy, a gain is seen with 900 images with adadelta and 9,000 images with adadelta: 0.0 is " in text
+    assert "9,000 images, sgd at 0.3 (75.0 %); 9,000 images, sgd at 0.5 (75.0 %)." in text
     assert "| adadelta | 0.5 | 81.0 % | 70.0 % | under | 10.0 (10.0–10.0) |" in text
     assert "| adadelta | 0.5 | 45.0 → 60.0 % | 0.222 → 0.167 | 0.167 in epoch 12 |" in text
     assert "| 3 | With Adadelta, dropout 0.5 has the highest test accuracy. | **not decidable** |" in text

@@ -157,6 +157,7 @@ def context(published: Mapping[str, Published], author: Sequence[Mapping[str, st
         "best_by_all": best_by_all(main.verdict) if main else "",
         "conditions": conditions(main) if main else "",
         "still_rising": still_rising(main) if main else "",
+        "authors_lead": authors_lead(author, main) if main else "",
         "late": late_rows(main) if main else [],
         "late_epochs": LATE_EPOCHS,
         "calibration": calibration_rows(main) if main else [],
@@ -350,6 +351,24 @@ def not_learned(studies: Sequence[Published]) -> str:
                 images = f"{study.settings.images_to_train_on:,} images"
                 names.append(f"{images}, {optimizer} at {dropout} ({100 * accuracy:.1f} %)")
     return "; ".join(names)
+
+
+def authors_lead(author: Sequence[Mapping[str, str]], main: Published) -> str:
+    """Return how far the best rate of the author's table is ahead of the next, and what margin the main study has."""
+    first, second = sorted(author, key=lambda row: -float(row["test_accuracy"]))[:2]
+    shares = [float(row["test_accuracy"]) for row in (first, second)]
+    sentence = (
+        f"{first['dropout']} has {100 * shares[0]:.1f} % and {second['dropout']}, the next, {100 * shares[1]:.1f} %: "
+        f"{100 * (shares[0] - shares[1]):.1f} points less. Each is one run."
+    )
+    judged = main.verdict["optimizers"].get(first["optimizer"], {}).get("accuracy", {"rates": [], "may_be_best": []})
+    margins = [row["margin"] for row in judged["rates"] if row["dropout"] in judged["may_be_best"] and row["margin"]]
+    if not margins:
+        return sentence
+    return (
+        f"{sentence} In the main study, with fewer images, rates that may be the best have margins of up to "
+        f"±{100 * max(margins):.1f} points, with {report.seeds(row['runs'] for row in judged['rates'])}."
+    )
 
 
 def article_rows(parts: Iterable[Published], author: Sequence[Mapping[str, str]]) -> list[Row]:

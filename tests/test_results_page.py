@@ -234,6 +234,7 @@ def test_page_of_all_studies_has_every_section_and_their_figures() -> None:
         "9,000 training images of CIFAR-10 as its authors publish it, 12 epochs, batches of 16, a learning rate of 1 "
         in text
     )
+    assert "0.5 has 80.1 % and 0.4, the next, 79.2 %: 0.9 points less. Each is one run. In the main study, " in text
     assert report.table(studies["cifar10-small"].verdict) in text
     rows = """
 | adadelta | 0.0 | `article-notebook-2` | 1 | 10 | – | 71.1 % | – | 1.289 |

@@ -322,7 +322,8 @@ def change(group: Sequence[Result], without: Sequence[Result], quantity: str) ->
     if group == without or len(means) < 2:
         return "–"
     difference = means[0] - means[1]
-    return (f"{100 * difference:+.1f}" if quantity == "accuracy" else f"{difference:+.3f}").replace("-", "−")
+    value, digits = (100 * difference, 1) if quantity == "accuracy" else (difference, 3)
+    return f"{round(value, digits) + 0.0:+.{digits}f}".replace("-", "−")  # + 0.0: no negative zero
 
 
 def gain_seen(studies: Sequence[Published], quantity: str) -> str:
@@ -533,9 +534,9 @@ def headline(main: Published, planned: int) -> str:
     """
     running = f" The study still runs: {len(main.results)} of {planned} runs are in." * (len(main.results) < planned)
     paragraphs = (
-        f"**{best_by_all(main.verdict)} Is {ARTICLE_RATE} the best? {answer_to_article(main.verdict)}** "
+        f"**{best_by_all(main.verdict)}** Is {ARTICLE_RATE} the best? {answer_to_article(main.verdict)} "
         f"{still_rising(main)}{running}",
-        f"{report.answer(main.verdict)} These are {report.count(main.results, 'run')}: {conditions(main)}.",
+        f"These are {report.count(main.results, 'run')}: {conditions(main)}.",
     )
     answer = "\n\n".join(textwrap.fill(paragraph, 120) for paragraph in paragraphs)
     return f"{answer}\n\n```text\n{report.table(main.verdict)}\n```"

@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,14 +12,14 @@ import click
 from click.core import ParameterSource
 
 from dropout_study import files
-from dropout_study.errors import StudyError, prepare_streams, printable
+from dropout_study.errors import StudyError, prepare_streams, printable, with_remedy
 
 # As in stages/__init__.py: Keras imports matplotlib, whose backend a notebook sets for its children.
 os.environ.pop("MPLBACKEND", None)
 
 
 class _Group(click.Group):
-    """A group whose commands turn a `StudyError` into one message and exit status 1."""
+    """A group whose commands turn a `StudyError`, or an `OSError` that has a remedy, into one message and status 1."""
 
     def invoke(self, context: click.Context) -> object:
         prepare_streams()
@@ -28,6 +27,11 @@ class _Group(click.Group):
             return super().invoke(context)
         except StudyError as error:
             click.echo(f"error: {error}", err=True)
+            sys.exit(1)
+        except OSError as error:
+            if (message := with_remedy(error)) is None:
+                raise
+            click.echo(f"error: {message}", err=True)
             sys.exit(1)
 
 
@@ -165,7 +169,8 @@ RAY_OPTIONS = ("repository", "scratch", "checkpoints", "gpus_per_worker")
 scratch_option = click.option(
     "--scratch",
     type=click.Path(file_okay=False, path_type=Path),
-    default=Path(tempfile.gettempdir()) / f"dropout-study-{os.getuid()}",
+    # Not `tempfile.gettempdir`, which writes a file, and fails on a full disk, for every command.
+    default=Path(os.environ.get("TMPDIR") or "/tmp") / f"dropout-study-{os.getuid()}",
     show_default=True,
     help="Where a machine of a cluster makes clones.",
 )

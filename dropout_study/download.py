@@ -220,7 +220,8 @@ def _complete_from(place: str, part: Path, earlier_sizes: Sequence[int], sha256:
                 path.replace(part)
                 return
             html = "an HTML page, " if _is_html(path) else ""
-            os.truncate(path, start)
+            if connections is not None:
+                os.truncate(path, start)
         finally:
             if path == fresh:
                 _keep_longer(fresh, part)
@@ -233,6 +234,7 @@ def _complete_from(place: str, part: Path, earlier_sizes: Sequence[int], sha256:
             # between two connections. The next attempt may have it whole.
             starts = [0]
             say(f"{place}: the file changed between two connections; starting from the beginning")
+    os.truncate(part, size)  # of what came before the place no longer resumed
     raise _RefusalError(f"sent {html}content with SHA-256 {actual}")
 
 
@@ -247,7 +249,7 @@ def _keep_longer(fresh: Path, part: Path) -> None:
 def _append_all(place: str, path: Path, limit: _RateLimit, sha256: str, from_start: bool) -> int | None:
     """Append to `path` all that it lacks of the file at `place`; return how many connections delivered some of it.
 
-    Returns None, with nothing written, if that means starting from the beginning and `from_start` is not set.
+    Returns None, and keeps what came before, if that means starting from the beginning and `from_start` is not set.
     """
     path.touch()
     connections = failures = 0

@@ -25,6 +25,14 @@ def printable(text: object) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
 
 
+def with_remedy(error: OSError) -> str | None:
+    """Return what is wrong with a file and what to do about it; None if the user cannot fix it."""
+    if error.filename is None or error.errno not in REMEDIES:
+        return None
+    remedy = f"{REMEDIES[error.errno]}, then run the same command again: what is finished is kept"
+    return f"{error.filename}: {error.strerror}; {remedy}"
+
+
 def prepare_streams() -> None:
     """Replace standard streams that are closed; have output escape what the locale cannot encode, such as ± in ASCII.
 
@@ -68,10 +76,9 @@ def run_stage(main: Callable[..., None], description: str, *arguments: str) -> N
         print("error: standard output was closed by its reader; what is finished is kept", file=sys.stderr)
         sys.exit(1)
     except OSError as error:
-        if error.filename is None or error.errno not in REMEDIES:
+        if (message := with_remedy(error)) is None:
             raise
-        remedy = f"{REMEDIES[error.errno]}, then run the same command again: what is finished is kept"
-        print(f"error: {error.filename}: {error.strerror}; {remedy}", file=sys.stderr)
+        print(f"error: {message}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt as interrupt:
         print("interrupted", file=sys.stderr)

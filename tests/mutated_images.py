@@ -21,6 +21,7 @@ from PIL import Image
 
 from dropout_study.errors import StudyError
 from dropout_study.images import read_image
+from tests.memory import peak
 
 CPU_SECONDS_EACH = 20  # far above the worst, far below for ever
 MEGABYTES = 4_000  # beyond what the process has: more would be taken from the machine
@@ -119,7 +120,7 @@ def main() -> None:
     page = Path("/proc/self/statm").read_text().split()[0]
     limit = int(page) * resource.getpagesize() + MEGABYTES * 1_000_000
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    before = peak()
     outcomes: Counter[str] = Counter()
     slowest = 0.0
     with tempfile.TemporaryDirectory() as directory:
@@ -139,8 +140,8 @@ def main() -> None:
                 raise
             slowest = max(slowest, time.process_time() - cpu)
             path.unlink()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
-    print(json.dumps({"outcomes": dict(sorted(outcomes.items())), "slowest": round(slowest, 3), "bytes": peak}))
+    taken = peak() - before
+    print(json.dumps({"outcomes": dict(sorted(outcomes.items())), "slowest": round(slowest, 3), "bytes": taken}))
 
 
 if __name__ == "__main__":

@@ -219,6 +219,23 @@ def test_fetch_keeps_what_it_has_of_place_without_ranges(server: Server, tmp_pat
     assert server.requests[-2:] == [("breaks_without_ranges", 6 * CUT), ("good", 6 * CUT)]
 
 
+def test_fetch_keeps_what_came_before_a_place_no_longer_has_ranges(server: Server, tmp_path: Path) -> None:
+    """As behind a load balancer, of whose servers only some have ranges."""
+    part_file(tmp_path).write_bytes(CONTENT[:300_000])
+    good = place(server, "good")
+
+    assert attempt([place(server, "breaks,no_ranges,busy"), good], tmp_path) is None
+    assert server.requests[-3:] == [("no_ranges", 300_000 + CUT), ("busy", 0), ("good", 300_000 + CUT)]
+    assert sent(server, good) == len(CONTENT) - 300_000 - CUT
+
+
+def test_fetch_drops_what_came_before_a_place_sends_a_wrong_file(server: Server, tmp_path: Path) -> None:
+    part_file(tmp_path).write_bytes(CONTENT[:300_000])
+
+    assert attempt([place(server, "breaks,reversed"), place(server, "busy")], tmp_path) is not None
+    assert part_file(tmp_path).read_bytes() == CONTENT[:300_000]
+
+
 @pytest.mark.parametrize("end", ["busy", "missing", "silent"])
 def test_fetch_keeps_right_bytes_below_wrong_ones_of_place_that_fails(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str

@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import os
 import re
 import subprocess
 from collections.abc import Iterator, Sequence
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple
 import pytest
 from click.testing import CliRunner
 from dvc.utils.serialize import parse_yaml  # type: ignore[import-untyped]
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
@@ -229,6 +230,7 @@ def test_check_refuses_1_000_hostile_settings_or_they_are_harmless(case: Case) -
 
 
 @pytest.mark.stress
+@seed(int(os.environ["STRESS_SEED"]))
 @settings(max_examples=30_000, print_blob=True, suppress_health_check=[HealthCheck.too_slow])
 @given(cases)
 def test_check_refuses_30_000_hostile_settings_or_they_are_harmless(case: Case) -> None:

@@ -23,10 +23,10 @@ from tests.needs import needs
 
 SIZE = (16, 16)
 READ_AND_PRINT_MEMORY = """
-import resource, sys
+import sys
 from pathlib import Path
 from dropout_study.images import read_image
-def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+from tests.memory import peak
 before = peak()
 read_image(Path(sys.argv[1]), (16, 16))
 print(peak() - before)

@@ -24,6 +24,7 @@ from dropout_study.errors import StudyError
 from dropout_study.model_file import save_model
 from dropout_study.network import build_network
 from tests.clones import PROJECT
+from tests.needs import needs
 
 CLASSES = ["frog", "truck", "deer", "bird"]
 SIZE = 16
@@ -221,22 +222,24 @@ GIANTS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "images": (pooled, "takes (None, 99999, 99999, 3)"),
 }
 LOAD_IN_LITTLE_MEMORY = """
-import resource, sys
+import sys
 from pathlib import Path
 from dropout_study.errors import StudyError
 from dropout_study.prediction import load_model
+from tests.memory import peak
 load_model(Path(sys.argv[1]))
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak()
 for path in sys.argv[2:]:
     try:
         load_model(Path(path))
         print("loaded")
     except StudyError as error:
         print(str(error).partition(".keras: ")[2])
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1000)
+print((peak() - before) // 1_000_000)
 """
 
 
+@needs(sys.platform == "linux", "only Linux says how much memory a process has had")
 def test_load_model_refuses_a_giant_before_it_takes_memory(tmp_path: Path, model_file: Path) -> None:
     paths = [
         sketched(tmp_path / f"{i}.keras", build, (99_999, 99_999, 3) if name == "images" else (8, 8, 3))

@@ -47,10 +47,11 @@ def test_url_names_a_repository_on_every_machine(tmp_path: Path, monkeypatch: py
     output("git", "remote", "add", "origin", "../repository.git")
     output("git", "remote", "add", "server", "ssh://server.example/repository.git")
 
-    urls = [remote.url(name) for name in ("origin", "../repository.git", "server", "https://server.example/x")]
+    long = f"server.example:{'x' * 300}"  # longer than the name of a file may be
+    urls = [remote.url(name) for name in ("origin", "../repository.git", "server", long)]
 
     path = str(tmp_path / "repository.git")
-    assert urls == [path, path, "ssh://server.example/repository.git", "https://server.example/x"]
+    assert urls == [path, path, "ssh://server.example/repository.git", long]
 
 
 @pytest.mark.parametrize(

@@ -262,9 +262,11 @@ def dvc(*arguments: str) -> None:
 
     # DVC is in a group of its own, to which interrupts of a terminal do not go by themselves. It is started while they
     # are handled here, so that it does not inherit that they are ignored, as in the background of a script.
-    with _interruptible(interrupt):
+    with _interruptible(interrupt) as interrupted:
         process = subprocess.Popen([*DVC, *arguments], env=environment(), stdin=subprocess.DEVNULL, process_group=0)
         groups.append(process.pid)
+        if interrupted.is_set():  # while DVC was being started
+            interrupt()
         status = process.wait()
     if status:
         raise StudyError(f"`dvc {' '.join(arguments)}` failed")

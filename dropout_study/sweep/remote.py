@@ -56,7 +56,7 @@ def url(repository: str) -> str:
     Only that means the same on every machine, and in every clone.
     """
     address = output("git", "ls-remote", "--get-url", repository)
-    return str(Path(address).resolve()) if Path(address).exists() else address
+    return str(Path(address).resolve()) if os.path.exists(address) else address
 
 
 def require_remote() -> None:

@@ -326,12 +326,12 @@ BOMBS: dict[str, tuple[Callable[[], bytes], str]] = {
     ),
 }
 LOAD_AND_PRINT_MEMORY = """
-import re, resource, sys
+import resource, sys
 from pathlib import Path
 from dropout_study.datasets import cifar10
 from dropout_study.errors import StudyError
+from tests.memory import peak
 resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-def peak(): return int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) // 1000
 before = peak()
 for path in sys.argv[1:]:
     try:
@@ -339,7 +339,7 @@ for path in sys.argv[1:]:
         print("loaded")
     except StudyError as error:
         print(error)
-    print(peak() - before)
+    print((peak() - before) // 1_000_000)
 """
 
 

@@ -54,6 +54,9 @@ for stage in {" ".join(STAGES)}; do
   fail run_stage "$stage" > "$OUTSIDE/$stage" 2>&1
 done
 fail dvc repro --single-item --force normalize > "$OUTSIDE/dvc-normalize" 2>&1
+mount --bind .dvc .dvc
+mount -o remount,bind,ro .dvc
+fail dropout-study sweep > "$OUTSIDE/sweep" 2>&1
 """
 
 
@@ -128,6 +131,20 @@ def test_repro_in_a_read_only_directory_says_so_and_loses_nothing(finished: Clon
     assert "Read-only file system" in printed
     assert "Traceback" not in printed
     assert outputs(Clone(read_only)) == outputs(finished)
+
+
+def test_sweep_names_the_directory_that_it_cannot_make_in_a_read_only_one(read_only: Path) -> None:
+    printed = (read_only / "sweep").read_text()
+
+    assert printed == message(".dvc/tmp/sweep", "Read-only file system", "make its directory writable")
+
+
+@pytest.mark.parametrize("command", ["check", "results", "status"])
+def test_command_that_only_reads_needs_no_disk(finished: Clone, command: str) -> None:
+    """Not even for a file that is only written to see whether that is possible."""
+    done = finished.run("sh", "-c", f"ulimit -f 0; dropout-study {command}")
+
+    assert done.stdout
 
 
 @pytest.mark.parametrize("output", ["models/variants/sgd-0.0-0.keras", "metrics/study.csv", "data/raw/test_labels.npy"])

@@ -195,23 +195,28 @@ def calibration_rows(study: Published) -> list[Row]:
     return rows
 
 
-def curves(study: Published) -> dict[tuple[str, float], list[tuple[float, float]]]:
-    """Return for each optimizer and rate: validation accuracy and loss after each epoch, means over seeds.
-
-    Rates of which no run reached the last epoch are left out.
-    """
+def validation(study: Published) -> dict[tuple[str, float], dict[int, list[tuple[float, float]]]]:
+    """Return for each optimizer and rate, by epoch: validation accuracy and loss of each run."""
     groups: dict[tuple[str, float], dict[int, list[tuple[float, float]]]] = {}
     for row in study.histories:
         if row["part"] == "validation" and row["accuracy"]:
             epochs = groups.setdefault((row["optimizer"], float(row["dropout"])), {})
             epochs.setdefault(int(row["epoch"]), []).append((float(row["accuracy"]), float(row["loss"])))
+    return groups
+
+
+def curves(study: Published) -> dict[tuple[str, float], list[tuple[float, float]]]:
+    """Return for each optimizer and rate: validation accuracy and loss after each epoch, means over seeds.
+
+    Rates of which no run reached the last epoch are left out.
+    """
     return {
         rate: [
             (statistics.fmean(accuracies), statistics.fmean(losses))
             for _, runs in sorted(epochs.items())
             for accuracies, losses in [zip(*runs, strict=True)]
         ]
-        for rate, epochs in groups.items()
+        for rate, epochs in validation(study).items()
         if study.settings.train.epochs in epochs
     }
 
@@ -398,13 +403,8 @@ def article_rows(parts: Iterable[Published], author: Sequence[Mapping[str, str]]
 
 def measured_after(study: Published, optimizer: str, dropout: float, epoch: int) -> tuple[str, str]:
     """Return validation accuracy and loss after an epoch, of the runs of a rate."""
-    rows = [
-        row
-        for row in study.histories
-        if (row["optimizer"], float(row["dropout"]), int(row["epoch"]), row["part"])
-        == (optimizer, dropout, epoch, "validation")
-    ]
-    return spreads([float(row["accuracy"]) for row in rows], [float(row["loss"]) for row in rows])
+    pairs = validation(study).get((optimizer, dropout), {}).get(epoch, [])
+    return spreads([accuracy for accuracy, _ in pairs], [loss for _, loss in pairs])
 
 
 def measured(group: Sequence[Result], part: str = "test") -> tuple[str, str]:

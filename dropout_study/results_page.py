@@ -27,6 +27,7 @@ LINKS = Path("..") / DIRECTORY  # from the page
 
 # The studies that the page is about; those that are not published yet are missing from it.
 MAIN = "cifar10-small"
+LONGER = "cifar10-longer"  # the main study at some of its rates, with more epochs
 NOTEBOOK = "article-notebook"
 ARTICLE = (NOTEBOOK, "article-adadelta", "article-sgd")
 PART = re.compile(r"-\d+$")  # of the name of a study with more runs of a preset, from another machine or another day
@@ -121,9 +122,9 @@ def judge_optimizer(across: Mapping[str, Any] | None, claimed: str) -> Judgement
     return Judgement(verdict, " ".join(reasons))
 
 
-def claims(main: Published | None) -> list[tuple[str, Judgement]]:
-    """Return the article's four claims, each with what the main study says of it."""
-    optimizers = main.verdict["optimizers"] if main else {}
+def claims(study: Published | None) -> list[tuple[str, Judgement]]:
+    """Return the article's four claims, each with what a study says of it."""
+    optimizers = study.verdict["optimizers"] if study else {}
 
     def rate(optimizer: str, quantity: str) -> Judgement:
         return judge_rate(optimizers.get(optimizer, {}).get(quantity), quantity)
@@ -134,14 +135,19 @@ def claims(main: Published | None) -> list[tuple[str, Judgement]]:
         ("With Adadelta, dropout 0.5 has the highest test accuracy.", rate("adadelta", "accuracy")),
         (
             "Adadelta does better than SGD.",
-            judge_optimizer(main.verdict["across_optimizers"] if main else None, "adadelta"),
+            judge_optimizer(study.verdict["across_optimizers"] if study else None, "adadelta"),
         ),
     ]
 
 
+def claim_rows(study: Published | None) -> list[Row]:
+    """Return the article's claims, numbered, with the verdict on each and the reason."""
+    return [(i, claim, f"**{verdict}**", reason) for i, (claim, (verdict, reason)) in enumerate(claims(study), 1)]
+
+
 def context(published: Mapping[str, Published], author: Sequence[Mapping[str, str]], planned: int) -> dict[str, Any]:
     """Return what the template of the page is filled with: the published studies, and tables of them."""
-    main = published.get(MAIN)
+    main, longer = published.get(MAIN), published.get(LONGER)
     sizes = [published[name] for name in SIZES if name in published]
     of_article = {
         preset: [study for name, study in published.items() if PART.sub("", name) == preset] for preset in ARTICLE
@@ -149,14 +155,16 @@ def context(published: Mapping[str, Published], author: Sequence[Mapping[str, st
     return {
         "main": main,
         "planned": planned,
-        "claims": [
-            (i, claim, f"**{verdict}**", reason) for i, (claim, (verdict, reason)) in enumerate(claims(main), 1)
-        ],
+        "longer": longer,
+        "claims": claim_rows(main),
+        "claims_longer": claim_rows(longer),
         "article_rate": ARTICLE_RATE,
         "answer_to_article": answer_to_article(main.verdict) if main else "",
         "best_by_all": best_by_all(main.verdict) if main else "",
         "conditions": conditions(main) if main else "",
-        "still_rising": still_rising(main) if main else "",
+        "with_more_epochs": with_more_epochs(main, longer) if main else "",
+        "still_rising_longer": still_rising(longer) if longer else "",
+        "longer_rows": longer_rows(main, longer) if main and longer else [],
         "authors_lead": authors_lead(author, main) if main else "",
         "late": late_rows(main) if main else [],
         "late_epochs": LATE_EPOCHS,
@@ -253,6 +261,34 @@ def still_rising(study: Published) -> str:
         f"More epochs might change this: in the last {LATE_EPOCHS} of {study.settings.train.epochs}, validation "
         f"accuracy at {ARTICLE_RATE} still rose {report.listed(parts)}."
     )
+
+
+def with_more_epochs(main: Published, longer: Published | None) -> str:
+    """Return in a sentence which rates may be the best in the longer study; without one, where more epochs might help.
+
+    `longer` has some of the rates of `main`.
+    """
+    if longer is None:
+        return still_rising(main)
+    answer = report.answer(longer.verdict)
+    return (
+        f"With {longer.settings.train.epochs} epochs instead of {main.settings.train.epochs}, among "
+        f"{report.listed(longer.settings.study.dropouts)} only: {answer[0].lower()}{answer[1:]}"
+    )
+
+
+def longer_rows(main: Published, longer: Published) -> list[Row]:
+    """Return for each optimizer and rate of the longer study: what is measured with fewer epochs, and with more."""
+    rows: list[Row] = []
+    late = {study.name: {row[:2]: row[2:] for row in late_rows(study)} for study in (main, longer)}
+    groups = {study.name: by_rate(study.results) for study in (main, longer)}
+    for rate in groups[longer.name]:
+        for study in (main, longer):
+            group = groups[study.name].get(rate, [])
+            accuracies, _, lowest = late[study.name].get(rate, ("–", "–", "–"))
+            figures = (measured(group, "train")[0], *measured(group), accuracies, lowest)
+            rows.append((*rate, study.settings.train.epochs, *figures))
+    return rows
 
 
 def plateau_rows(study: Published) -> list[Row]:
@@ -527,26 +563,26 @@ def answer_to_article(verdict: Mapping[str, Any]) -> str:
     return f"{word}, by accuracy: {reasons}."
 
 
-def headline(main: Published, planned: int) -> str:
-    """Return what the README shows of the main study: the answer and the table.
+def headline(main: Published, longer: Published | None, planned: int) -> str:
+    """Return what the README shows of the main study and of the longer one: the answer and the main table.
 
-    `planned` is how many runs it has when it is complete.
+    `planned` is how many runs the main study has when it is complete.
     """
     running = f" The study still runs: {len(main.results)} of {planned} runs are in." * (len(main.results) < planned)
     paragraphs = (
         f"**{best_by_all(main.verdict)}** Is {ARTICLE_RATE} the best? {answer_to_article(main.verdict)} "
-        f"{still_rising(main)}{running}",
+        f"{with_more_epochs(main, longer)}{running}",
         f"These are {report.count(main.results, 'run')}: {conditions(main)}.",
     )
     answer = "\n\n".join(textwrap.fill(paragraph, 120) for paragraph in paragraphs)
     return f"{answer}\n\n```text\n{report.table(main.verdict)}\n```"
 
 
-def with_headline(readme: str, main: Published, planned: int) -> str:
-    """Return the text of the README with the `headline` between its markers."""
+def with_headline(readme: str, shown: str) -> str:
+    """Return the text of the README with the headline `shown` between its markers."""
     before, begin, rest = readme.partition(BEGIN)
     _, end, after = rest.partition(END)
-    return f"{before}{begin}\n{headline(main, planned)}\n{end}{after}"
+    return f"{before}{begin}\n{shown}\n{end}{after}"
 
 
 def main() -> None:
@@ -555,7 +591,8 @@ def main() -> None:
     text = page(published, files.read_csv(AUTHOR), planned, TEMPLATE.read_text(encoding="utf-8"))
     files.write_bytes(PAGE, text.encode())
     if MAIN in published:
-        readme = with_headline(README.read_text(encoding="utf-8"), published[MAIN], planned)
+        shown = headline(published[MAIN], published.get(LONGER), planned)
+        readme = with_headline(README.read_text(encoding="utf-8"), shown)
         files.write_bytes(README, readme.encode())
     progress.say(f"written: {PAGE}, and the results in {README}")
 

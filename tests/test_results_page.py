@@ -179,6 +179,31 @@ def test_still_rising_compares_the_articles_rate_with_the_leader() -> None:
     )
 
 
+def test_with_more_epochs_says_what_the_longer_study_says_once_there_is_one() -> None:
+    main = published("cifar10-small", runs("adadelta", {0.0: CLEAR, 0.3: CLEAR, 0.5: WORSE}))
+    longer = published("cifar10-longer", runs("adadelta", {0.0: WORSE, 0.5: CLEAR}), "cifar10-longer")
+
+    assert results_page.with_more_epochs(main, None) == results_page.still_rising(main)
+    assert results_page.with_more_epochs(main, longer) == (
+        "With 24 epochs instead of 12, among 0.0, 0.3 and 0.5 only: with adadelta, 0.5 has the highest accuracy and "
+        "0.5 has the lowest loss."
+    )
+
+
+def test_longer_rows_have_each_rate_of_the_longer_study_with_fewer_and_more_epochs() -> None:
+    main = published("cifar10-small", runs("adadelta", {0.0: CLEAR, 0.1: CLEAR, 0.3: [math.nan], 0.5: WORSE}))
+    longer = published("cifar10-longer", runs("adadelta", {0.0: CLEAR, 0.3: NEAR, 0.5: NEAR}), "cifar10-longer")
+
+    rows = results_page.longer_rows(main, longer)
+
+    assert [row[:3] for row in rows] == [("adadelta", rate, epochs) for rate in (0.0, 0.3, 0.5) for epochs in (12, 24)]
+    assert rows[2][3:] == ("–", "–", "–", "–", "–")
+    accuracy, loss = "61.0 (60.0–62.0) %", "1.390 (1.380–1.400)"
+    assert rows[4][4:] == (accuracy, loss, "45.0 → 60.0 %", "0.167 in epoch 12")
+    accuracy, loss = "80.8 (80.0–81.5) %", "1.192 (1.185–1.200)"
+    assert rows[5][4:] == (accuracy, loss, "105.0 → 120.0 %", "0.083 in epoch 24")
+
+
 @pytest.mark.parametrize(
     ("without", "seen"),
     [
@@ -216,6 +241,7 @@ def test_page_of_all_studies_has_every_section_and_their_figures() -> None:
     whole = published("article-notebook-2", zero, "article-notebook")
     studies = {
         "cifar10-small": published("cifar10-small", both),
+        "cifar10-longer": published("cifar10-longer", both, "cifar10-longer"),
         "cifar10-1000": published("cifar10-1000", thousand, "cifar10-1000"),
         "article-notebook": published("article-notebook", runs("adadelta", {0.5: [0.8123]}), "article-notebook"),
         "article-notebook-2": published("article-notebook-2", zero, "article-notebook", epochs=10),
@@ -253,6 +279,10 @@ def test_page_of_all_studies_has_every_section_and_their_figures() -> None:
     assert "| adadelta | 0.5 | 81.0 % | 70.0 % | under | 10.0 (10.0–10.0) |" in text
     assert "| adadelta | 0.5 | 45.0 → 60.0 % | 0.222 → 0.167 | 0.167 in epoch 12 |" in text
     assert "| 3 | With Adadelta, dropout 0.5 has the highest test accuracy. | **not decidable** |" in text
+    assert text.count("| 3 | With Adadelta, dropout 0.5 has the highest test accuracy. | **not decidable** |") == 2
+    assert text.count("With 24 epochs instead of 12, among 0.0, 0.3 and 0.5 only: with adadelta, 0.2 to 0.5 may") == 2
+    assert "More epochs might change this" not in text
+    assert "[adadelta](../results/cifar10-longer/plots/history-adadelta.png)" in text
     assert "**The study still runs:** 26 of 60 runs are in" in text
     assert "still runs" not in results_page.page(studies, AUTHOR, 26, TEMPLATE)
     assert not re.search(r"\n{3,}|\{[{%]|None|nan", text)
@@ -295,18 +325,20 @@ def test_committed_page_says_what_the_published_studies_say(monkeypatch: pytest.
 
 def test_committed_readme_shows_the_main_study() -> None:
     readme = (PROJECT / results_page.README).read_text()
-    main = read_published(PROJECT / DIRECTORY)[results_page.MAIN]
+    studies = read_published(PROJECT / DIRECTORY)
+    main, longer = studies[results_page.MAIN], studies.get(results_page.LONGER)
 
     shown = readme.partition(results_page.BEGIN)[2].partition(results_page.END)[0]
 
-    assert shown == f"\n{results_page.headline(main, results_page.runs_planned())}\n"
+    assert shown == f"\n{results_page.headline(main, longer, results_page.runs_planned())}\n"
     assert f"results/{results_page.MAIN}/plots/loss.png" in readme
 
 
 def test_headline_is_written_between_its_markers_only() -> None:
     main = published("cifar10-small", runs("adadelta", {0.0: WORSE, 0.5: CLEAR}))
+    headline = results_page.headline(main, None, 7)
 
-    text = results_page.with_headline(f"before\n{results_page.BEGIN}\nold\n{results_page.END}\nafter\n", main, 7)
+    text = results_page.with_headline(f"before\n{results_page.BEGIN}\nold\n{results_page.END}\nafter\n", headline)
 
     assert text.startswith(f"before\n{results_page.BEGIN}\n**0.5 is the only rate that may be the best by both ")
     assert "** Is 0.5 the best? Yes, by accuracy: with adadelta, every other rate is worse;" in text.replace("\n", " ")

@@ -25,7 +25,7 @@ def test_load_settings_accepts_every_preset(preset: Path) -> None:
 def test_presets_are_those_that_the_readme_names() -> None:
     names = {preset.stem for preset in PRESETS}
 
-    cifar10 = {"cifar10-small", "cifar10-3000", "cifar10-1000"}
+    cifar10 = {"cifar10-small", "cifar10-longer", "cifar10-3000", "cifar10-1000"}
     assert names == {"quick", *cifar10, "article-sgd", "article-adadelta", "article-notebook"}
 
 

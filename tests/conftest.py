@@ -19,8 +19,8 @@ from tests.sweeps import add_gates
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# Where tests run must not matter: below a Git hook, whose repository would get their commits; where a CI system asks for
-# colours; where studies share their checkpoints.
+# Where tests run must not matter: below a Git hook, whose repository would get their commits; where a CI system asks
+# for colours; where studies share their checkpoints.
 for name in (
     *("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY", "GIT_COMMON_DIR", "GIT_PREFIX"),
     *("FORCE_COLOR", "TTY_COMPATIBLE", "DROPOUT_STUDY_CHECKPOINTS"),

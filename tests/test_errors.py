@@ -65,7 +65,7 @@ def test_interrupts_held_raises_after_the_step(inside: str, number: signal.Signa
     process.send_signal(number)
 
     assert read_line(process) == STOPPING
-    printed, _ = process.communicate("go on\n", timeout=30)
+    printed, _ = process.communicate("continue\n", timeout=30)
     assert printed == f"step\ninterrupted by ({number:d},)\nend\n"
 
 
@@ -90,7 +90,7 @@ def test_interrupts_held_leaves_ignored_signal_ignored() -> None:
 
     process.send_signal(signal.SIGINT)
 
-    assert process.communicate("go on\n", timeout=30)[0] == "block ended\nend\n"
+    assert process.communicate("continue\n", timeout=30)[0] == "block ended\nend\n"
     assert process.returncode == 0
 
 

@@ -1,6 +1,7 @@
 """Git and DVC, called by their command lines."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,6 +12,13 @@ from dropout_study.errors import StudyError
 
 # DVC as it is installed beside this Python, wherever the path leads.
 DVC = (sys.executable, "-m", "dvc")
+
+CREDENTIALS = re.compile(r"(?<=http://)[^/@\s]+@|(?<=https://)[^/@\s]+@")
+
+
+def without_credentials(text: str) -> str:
+    """Return `text` without the names, passwords and tokens in the http and https URLs in it."""
+    return CREDENTIALS.sub("", text)
 
 
 def environment(changes: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -49,7 +57,10 @@ def _ignore_interrupts() -> None:
 
 
 def failure(command: Sequence[str], printed: str) -> StudyError:
-    """Return the error that says why a command failed: what DVC calls an error, else all that was printed."""
+    """Return the error that says why a command failed: what DVC calls an error, else all that was printed.
+
+    It goes into logs, so it has no credentials.
+    """
     words = " ".join(word for word in command if word not in DVC[:2])
     reasons = [line.removeprefix("ERROR: ") for line in printed.splitlines() if line.startswith("ERROR: ")]
-    return StudyError(f"`{words}` failed: {'; '.join(reasons) or printed}")
+    return StudyError(without_credentials(f"`{words}` failed: {'; '.join(reasons) or printed}"))

@@ -35,6 +35,7 @@ SIZES = ("cifar10-1000", "cifar10-3000", MAIN)
 SIZE_RATES = (0.0, 0.3, 0.5)
 ARTICLE_RATE = 0.5
 ARTICLE_EPOCHS = 50
+ARTICLE_RUNS = "The article trained once per rate, with 50,000 images, batches of 512 and 50 epochs"
 FORERUNNER_RATE = 0.2
 COLLAPSED_RATES = (0.8, 0.9)
 LATE_EPOCHS = 3  # the last ones, in which curves should be flat
@@ -159,12 +160,14 @@ def context(published: Mapping[str, Published], author: Sequence[Mapping[str, st
         "claims": claim_rows(main),
         "claims_longer": claim_rows(longer),
         "article_rate": ARTICLE_RATE,
+        "article_runs": ARTICLE_RUNS,
         "answer_to_article": answer_to_article(main.verdict) if main else "",
         "best_by_all": best_by_all(main.verdict) if main else "",
         "conditions": conditions(main) if main else "",
         "with_more_epochs": with_more_epochs(main, longer) if main else "",
         "still_rising_longer": still_rising(longer) if longer else "",
         "longer_rows": longer_rows(main, longer) if main and longer else [],
+        "article_by_loss": article_by_loss(main.verdict) if main else "",
         "authors_lead": authors_lead(author, main) if main else "",
         "late": late_rows(main) if main else [],
         "late_epochs": LATE_EPOCHS,
@@ -524,7 +527,7 @@ def runs_planned() -> int:
 
 
 def best_by_all(verdict: Mapping[str, Any]) -> str:
-    """Return in a sentence which rates may be the best by accuracy and by loss, with every optimizer."""
+    """Return which rates may be the best by accuracy and by loss, with every optimizer; of one, how often it leads."""
     of_all = [judged[quantity] for judged in verdict["optimizers"].values() for quantity in QUANTITIES]
     every = list(dict.fromkeys(row["dropout"] for judged in of_all for row in judged["rates"]))
     common = [rate for rate in every if all(rate in judged["may_be_best"] for judged in of_all)]
@@ -532,10 +535,14 @@ def best_by_all(verdict: Mapping[str, Any]) -> str:
     with_all = names[0] if len(names) == 1 else "both optimizers" if len(names) == 2 else "every optimizer"
     by = f"by both accuracy and loss, with {with_all}"
     if not common:
-        return f"No single rate may be the best {by}."
-    if len(common) == 1:
-        return f"{common[0]} is the only rate that may be the best {by}."
-    return f"{report.listed(common, every)} may be the best {by}."
+        return f"**No single rate may be the best {by}.**"
+    if len(common) > 1:
+        return f"**{report.listed(common, every)} may be the best {by}.**"
+    leads = sum(judged["leader"] == common[0] for judged in of_all)
+    return (
+        f"**{common[0]} is the only rate that may be the best {by}.** It leads in {leads or 'none'} of the "
+        f"{len(of_all)} comparisons, and is worse in none."
+    )
 
 
 def images_of(study: Published) -> str:
@@ -563,6 +570,12 @@ def answer_to_article(verdict: Mapping[str, Any]) -> str:
     return f"{word}, by accuracy: {reasons}."
 
 
+def article_by_loss(verdict: Mapping[str, Any]) -> str:
+    """Return in a sentence with which optimizers the article's rate may have the lowest loss; nothing if with none."""
+    names = [name for name, of in verdict["optimizers"].items() if ARTICLE_RATE in of["loss"]["may_be_best"]]
+    return f"By loss, {ARTICLE_RATE} may be the best with {report.listed(names)}." if names else ""
+
+
 def headline(main: Published, longer: Published | None, planned: int) -> str:
     """Return what the README shows of the main study and of the longer one: the answer and the main table.
 
@@ -570,9 +583,9 @@ def headline(main: Published, longer: Published | None, planned: int) -> str:
     """
     running = f" The study still runs: {len(main.results)} of {planned} runs are in." * (len(main.results) < planned)
     paragraphs = (
-        f"**{best_by_all(main.verdict)}** Is {ARTICLE_RATE} the best? {answer_to_article(main.verdict)} "
-        f"{with_more_epochs(main, longer)}{running}",
-        f"These are {report.count(main.results, 'run')}: {conditions(main)}.",
+        f"{best_by_all(main.verdict)} Is {ARTICLE_RATE} the best? {answer_to_article(main.verdict)} "
+        f"{' '.join(filter(None, (article_by_loss(main.verdict), with_more_epochs(main, longer))))}{running}",
+        f"These are {report.count(main.results, 'run')}: {conditions(main)}. {ARTICLE_RUNS}.",
     )
     answer = "\n\n".join(textwrap.fill(paragraph, 120) for paragraph in paragraphs)
     return f"{answer}\n\n```text\n{report.table(main.verdict)}\n```"

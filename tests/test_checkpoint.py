@@ -124,12 +124,26 @@ def test_save_never_replaces_whole_state_by_damaged_one(monkeypatch: pytest.Monk
     assert same(checkpoints.load(), state(2))
 
 
+class Variable:
+    """Stands in for a variable of an optimizer."""
+
+    def __init__(self, value: float) -> None:
+        self.value = np.full(2, value)
+        self.shape = self.value.shape
+
+    def numpy(self) -> np.ndarray:
+        return self.value
+
+    def assign(self, value: np.ndarray) -> None:
+        self.value = value
+
+
 class Model:
     """Stands in for a network and for its optimizer: the part of their interfaces that checkpoints use."""
 
     def __init__(self) -> None:
         self.weights = [np.zeros(3, np.float32)]
-        self.variables: list[Any] = []
+        self.variables = [Variable(0), Variable(0)]
 
     def get_weights(self) -> list[np.ndarray]:
         return self.weights
@@ -142,6 +156,7 @@ def test_resume_restores_last_epoch_that_was_due(capsys: pytest.CaptureFixture[s
     checkpoints, model = Checkpoints("sgd-0.5-0", DIGEST, every=2), Model()
     for epoch in range(1, 6):
         model.weights = [np.full(3, epoch, np.float32)]
+        model.variables = [Variable(epoch), Variable(10 * epoch)]
         checkpoints.save_if_due(model, model, {"epoch": epoch}, epoch)
     fresh = Model()
     resumed = Checkpoints("sgd-0.5-0", DIGEST, every=2)
@@ -151,6 +166,7 @@ def test_resume_restores_last_epoch_that_was_due(capsys: pytest.CaptureFixture[s
     assert progress == {"epoch": 4}
     assert resumed.epoch == 4
     np.testing.assert_array_equal(fresh.weights[0], 4)
+    np.testing.assert_array_equal([variable.value for variable in fresh.variables], [[4, 4], [40, 40]])
     assert capsys.readouterr().out == "sgd-0.5-0  resuming after epoch 4 from its checkpoint\n"
 
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from dropout_study.commands import output
+from dropout_study.commands import output, without_credentials
 from dropout_study.errors import StudyError
 from tests.clones import PROJECT
 
@@ -21,6 +21,26 @@ def test_output_raises_what_dvc_calls_an_error_and_nothing_else() -> None:
 def test_output_raises_all_that_is_said_without_such_a_line() -> None:
     with pytest.raises(StudyError, match=r"` failed: fatal: no such ref$"):
         output("sh", "-c", "echo 'fatal: no such ref' >&2; exit 1")
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("https://me:secret@example.org/a.git", "https://example.org/a.git"),
+        ("http://token@localhost:8080/a.git and more", "http://localhost:8080/a.git and more"),
+        ("ssh://git@example.org/a.git", "ssh://git@example.org/a.git"),
+        ("https://example.org/@me/a.git", "https://example.org/@me/a.git"),
+    ],
+)
+def test_without_credentials_keeps_all_but_those_of_http(text: str, shown: str) -> None:
+    assert without_credentials(text) == shown
+
+
+def test_output_raises_without_the_credentials_of_a_url() -> None:
+    with pytest.raises(StudyError, match=r"`git ls-remote http://127\.0\.0\.1:1/a` failed: ") as raised:
+        output("git", "ls-remote", "http://me:secret@127.0.0.1:1/a")
+
+    assert "secret" not in str(raised.value)
 
 
 def test_output_names_a_program_that_is_missing() -> None:

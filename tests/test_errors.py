@@ -9,9 +9,15 @@ import pytest
 
 from tests.clones import PROJECT
 
+# Waits for a line on standard input, not for some time, so that no test depends on how busy the machine is. A signal
+# that comes just before a read blocks would be handled after it: hence the polling.
 HELD = """
-import signal, time
+import select, signal, sys
 from dropout_study.errors import interrupts_held
+def wait():
+    while not select.select([sys.stdin], [], [], 0.05)[0]:
+        pass
+    sys.stdin.readline()
 signal.signal(signal.SIGINT, {handler})
 try:
     with interrupts_held() as stop_if_interrupted:
@@ -20,30 +26,36 @@ try:
     print("block ended", flush=True)
 except KeyboardInterrupt as interrupt:
     print("interrupted by", interrupt.args, flush=True)
-time.sleep(0.2)
+wait()
 print("end", flush=True)
 """
+STOPPING = "stopping after this step; interrupt again to stop immediately\n"
 
 
 def start(inside: str, handler: str = "signal.default_int_handler") -> subprocess.Popen[str]:
     """Start a process that holds interrupts while it runs `inside`, and wait until it does."""
     process = subprocess.Popen(
         [sys.executable, "-c", HELD.format(inside=inside, handler=handler)],
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
-    assert process.stdout
-    assert process.stdout.readline() == "held\n"
+    assert read_line(process) == "held\n"
     return process
+
+
+def read_line(process: subprocess.Popen[str]) -> str:
+    assert process.stdout
+    return process.stdout.readline()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize(
     "inside",
     [
-        "while True: time.sleep(0.2); print('step', flush=True); stop_if_interrupted()",
-        "time.sleep(0.5); print('step', flush=True)",
+        "while True: wait(); print('step', flush=True); stop_if_interrupted()",
+        "wait(); print('step', flush=True)",
     ],
     ids=["when asked", "at the end of the block"],
 )
@@ -52,50 +64,44 @@ def test_interrupts_held_raises_after_the_step(inside: str, number: signal.Signa
 
     process.send_signal(number)
 
-    printed = process.communicate(timeout=30)[0].splitlines()
-    assert printed == [
-        "stopping after this step; interrupt again to stop immediately",
-        "step",
-        f"interrupted by ({number:d},)",
-        "end",
-    ]
+    assert read_line(process) == STOPPING
+    printed, _ = process.communicate("continue\n", timeout=30)
+    assert printed == f"step\ninterrupted by ({number:d},)\nend\n"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupts_held_lets_second_interrupt_end_the_process(number: signal.Signals) -> None:
-    process = start("time.sleep(60)")
-    assert process.stdout
+    process = start("wait()")
 
     process.send_signal(signal.SIGINT)
 
-    assert "interrupt again to stop immediately" in process.stdout.readline()
+    assert read_line(process) == STOPPING
     assert process.poll() is None
 
     process.send_signal(number)
 
-    assert process.communicate(timeout=30)[0] == ""
-    assert process.returncode == -number
+    assert process.wait(30) == -number
+    assert process.communicate()[0] == ""
 
 
 def test_interrupts_held_leaves_ignored_signal_ignored() -> None:
     """As in the background of a shell script."""
-    process = start("time.sleep(0.5)", handler="signal.SIG_IGN")
+    process = start("wait()", handler="signal.SIG_IGN")
 
     process.send_signal(signal.SIGINT)
 
-    assert process.communicate(timeout=30)[0] == "block ended\nend\n"
+    assert process.communicate("continue\n", timeout=30)[0] == "block ended\nend\n"
     assert process.returncode == 0
 
 
 def test_interrupts_held_restores_handlers() -> None:
-    process = start("time.sleep(0)")
-    assert process.stdout
-    assert process.stdout.readline() == "block ended\n"
+    process = start("pass")
+    assert read_line(process) == "block ended\n"
 
     process.send_signal(signal.SIGTERM)
 
     assert process.wait(30) == -signal.SIGTERM
-    process.stdout.close()
+    process.communicate()
 
 
 def test_run_stage_escapes_what_the_locale_cannot_encode() -> None:

@@ -152,7 +152,6 @@ def test_answer_to_article_speaks_of_every_optimizer(adadelta: list[float], sgd:
 @pytest.mark.parametrize(
     ("adadelta", "sgd", "answer"),
     [
-        ({0.0: WORSE, 0.3: CLEAR}, {0.0: NEAR, 0.3: CLEAR}, "0.3 is the only rate that may be the best by"),
         ({0.0: NEAR, 0.3: CLEAR}, {0.0: NEAR, 0.3: CLEAR}, "0.0 and 0.3 may be the best by"),
         ({0.0: WORSE, 0.3: CLEAR}, {0.0: CLEAR, 0.3: WORSE}, "No single rate may be the best by"),
     ],
@@ -162,7 +161,32 @@ def test_best_by_all_takes_the_rates_that_no_verdict_calls_worse(
 ) -> None:
     verdict = verdict_of([*runs("adadelta", adadelta), *runs("sgd", sgd)])
 
-    assert results_page.best_by_all(verdict) == f"{answer} both accuracy and loss, with both optimizers."
+    assert results_page.best_by_all(verdict) == f"**{answer} both accuracy and loss, with both optimizers.**"
+
+
+@pytest.mark.parametrize(
+    ("adadelta", "sgd", "leads"),
+    [
+        ({0.0: WORSE, 0.3: CLEAR}, {0.0: NEAR, 0.3: CLEAR}, "4"),
+        ({0.0: WORSE, 0.3: NEAR, 0.5: CLEAR}, {0.0: CLEAR, 0.3: NEAR, 0.5: WORSE}, "none"),
+    ],
+)
+def test_best_by_all_says_how_often_the_only_rate_leads(
+    adadelta: dict[float, list[float]], sgd: dict[float, list[float]], leads: str
+) -> None:
+    verdict = verdict_of([*runs("adadelta", adadelta), *runs("sgd", sgd)])
+
+    assert results_page.best_by_all(verdict) == (
+        "**0.3 is the only rate that may be the best by both accuracy and loss, with both optimizers.** "
+        f"It leads in {leads} of the 4 comparisons, and is worse in none."
+    )
+
+
+@pytest.mark.parametrize(("at_half", "sentence"), [(NEAR, "By loss, 0.5 may be the best with adadelta."), (WORSE, "")])
+def test_article_by_loss_names_the_optimizers_with_which_it_may_be_best(at_half: list[float], sentence: str) -> None:
+    verdict = verdict_of([*runs("adadelta", {0.0: CLEAR, 0.5: at_half}), *runs("sgd", {0.0: CLEAR, 0.5: WORSE})])
+
+    assert results_page.article_by_loss(verdict) == sentence
 
 
 def test_still_rising_compares_the_articles_rate_with_the_leader() -> None:
@@ -268,7 +292,7 @@ def test_page_of_all_studies_has_every_section_and_their_figures() -> None:
 | adadelta | 0.5 | `article-notebook` | 1 | 50 | 80.1 % | 81.2 % | 0.614 | 1.188 |
 """
     assert rows in text
-    cut_short = "A run of fewer than 50 epochs was planned so"
+    cut_short = "Runs of fewer than 50 epochs were planned that way"
     assert cut_short in text
     assert cut_short not in results_page.page(studies | {"article-notebook-2": whole}, AUTHOR, 60, TEMPLATE)
     assert "| `cifar10-small`, adadelta | 0.8 | 2, 1 diverged | 10.0 % | 1.900 | 75.0 % | 0.250 |" in text
@@ -341,7 +365,7 @@ def test_headline_is_written_between_its_markers_only() -> None:
     text = results_page.with_headline(f"before\n{results_page.BEGIN}\nold\n{results_page.END}\nafter\n", headline)
 
     assert text.startswith(f"before\n{results_page.BEGIN}\n**0.5 is the only rate that may be the best by both ")
-    assert "** Is 0.5 the best? Yes, by accuracy: with adadelta, every other rate is worse;" in text.replace("\n", " ")
+    assert "Is 0.5 the best? Yes, by accuracy: with adadelta, every other rate is worse;" in text.replace("\n", " ")
     assert text.endswith(f"{results_page.END}\nafter\n")
     assert "old" not in text
     assert report.table(main.verdict) in text

@@ -25,3 +25,16 @@ def test_dvc_is_ended_by_an_interrupt_that_comes_while_it_is_started(monkeypatch
         driver.dvc()
 
     assert started[0].returncode == -signal.SIGINT
+
+
+def test_instructions_name_the_url_without_its_credentials() -> None:
+    text = driver.instructions("https://me:secret@example.org/a.git", "20261127-abc", 4)
+
+    assert "secret" not in text
+    assert "credentials, left out here" in text
+    assert "\n  dropout-study sweep worker https://example.org/a.git 20261127-abc --index N\n" in text
+    assert "\n  dropout-study sweep collect https://example.org/a.git 20261127-abc" in text
+
+
+def test_instructions_say_nothing_of_credentials_if_there_are_none() -> None:
+    assert "credentials" not in driver.instructions("ssh://git@example.org/a.git", "20261127-abc", 4)

@@ -10,7 +10,7 @@ from threading import Event
 from typing import NamedTuple, Protocol
 
 from dropout_study import devices, files, report
-from dropout_study.commands import DVC, environment
+from dropout_study.commands import DVC, environment, without_credentials
 from dropout_study.errors import StudyError
 from dropout_study.progress import duration, logged_training, say
 from dropout_study.settings import Settings, load_settings
@@ -120,9 +120,18 @@ def send(repository: str) -> None:
             return
         _say_what_is_uncommitted()
         sweep = remote.send(repository, keys)
-    say(f"{sweep}: {report.count(keys, 'variant')} sent to {repository}. On each machine, for 0 to {len(keys) - 1}:\n")
-    say(f"  dropout-study sweep worker {repository} {sweep} --index N\n")
-    say(f"Then here:\n\n  dropout-study sweep collect {repository} {sweep}")
+    say(instructions(repository, sweep, len(keys)))
+
+
+def instructions(repository: str, sweep: str, variants: int) -> str:
+    """Return how to train and collect the `variants` of a sweep that was sent, without the credentials of a URL."""
+    place = without_credentials(repository)
+    own = "\nThe URL had credentials, left out here: each machine needs its own, as from a Git credential helper."
+    return (
+        f"{sweep}: {report.count(variants, 'variant')} sent to {place}.{own * (place != repository)} On each machine, "
+        f"for 0 to {variants - 1}:\n\n  dropout-study sweep worker {place} {sweep} --index N\n\n"
+        f"Then here:\n\n  dropout-study sweep collect {place} {sweep}"
+    )
 
 
 def collect(repository: str, sweep: str) -> None:

@@ -18,6 +18,7 @@ from threading import Event
 from typing import Any, NamedTuple
 
 from dropout_study import files
+from dropout_study.commands import without_credentials
 from dropout_study.errors import StudyError, printable
 from dropout_study.progress import say
 from dropout_study.sweep import remote
@@ -277,7 +278,8 @@ def take_in_previous(study_keys: Sequence[str]) -> None:
         except remote.NoSuchSweepError:
             say("nothing is left of it")
         except StudyError as error:
-            raise StudyError(f"{error}; if {previous['repository']} is gone for good, remove {SENT}") from None
+            place = without_credentials(previous["repository"])
+            raise StudyError(f"{error}; if {place} is gone for good, remove {SENT}") from None
         SENT.unlink()
 
 

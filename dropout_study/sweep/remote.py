@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from dropout_study import files
-from dropout_study.commands import DVC, output
+from dropout_study.commands import DVC, output, without_credentials
 from dropout_study.errors import StudyError, printable
 from dropout_study.progress import duration, say
 from dropout_study.sweep import lockfile, project
@@ -99,7 +99,8 @@ def pushed_variants(repository: str, sweep: str) -> set[str]:
     lines = output("git", "ls-remote", repository, f"{PREFIX}/{sweep}/*").splitlines()
     refs = {line.partition("\t")[2] for line in lines}
     if snapshot_ref(sweep) not in refs:
-        raise NoSuchSweepError(f"{sweep}: {repository} has no such sweep; `dropout-study sweep send` makes one")
+        place = without_credentials(repository)
+        raise NoSuchSweepError(f"{sweep}: {place} has no such sweep; `dropout-study sweep send` makes one")
     return {ref.rpartition("/")[2] for ref in refs} - {"snapshot"}
 
 

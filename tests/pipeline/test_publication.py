@@ -84,7 +84,7 @@ def test_publish_refuses_names_that_are_no_directory_of_results(clone: Clone, na
 
     assert done.returncode == 1
     assert f"error: {name!r}: not a name for a study" in done.stderr
-    assert not (clone.path / name).exists()
+    assert not (clone.path / "results" / name).exists()
 
 
 def test_read_published_ignores_directories_without_a_study(tmp_path: Path) -> None:

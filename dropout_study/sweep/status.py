@@ -1,6 +1,8 @@
 """`dropout-study status`: how far the trainings are, as another terminal can see."""
 
 import fcntl
+import hashlib
+import re
 import statistics
 import time
 from collections.abc import Sequence
@@ -16,6 +18,8 @@ from dropout_study.sweep import lockfile
 from dropout_study.sweep.driver import known_seconds
 from dropout_study.sweep.project import SWEEP, lock_text, refusals, stage_of
 
+STARTED = re.compile(r"^.*  process \d+$", re.MULTILINE)  # the line of a log under which a training prints
+
 
 def show_status() -> None:
     """Print the state of the sweep that runs; without one, that of `dvc repro`, by outputs, locks and logs."""
@@ -29,7 +33,7 @@ def show_status() -> None:
     trained = [key for key in up_to_date(keys) if key not in running]
     say(f"{len(trained)} of {len(keys)} variants are trained" + ("" if running else "; nothing runs"))
     for key in running:
-        say(last_line(files.log_file(key)) or f"{key}  starting")
+        say(last_report(key) or f"{key}  starting")
     seconds = known_seconds(settings)
     if running and seconds:
         each = statistics.median(seconds)
@@ -39,16 +43,23 @@ def show_status() -> None:
 
 
 def up_to_date(keys: Sequence[str]) -> list[str]:
-    """Return the variants whose entry in dvc.lock has today's settings, data and code, and whose outputs are there."""
+    """Return the variants whose entry in dvc.lock has today's settings, data and code, and whose history is there."""
     try:
         blocks = lockfile.split(lock_text())
     except StudyError:
         return []
-    entries = {
-        key: blocks[stage_of(key)] for key in keys if stage_of(key) in blocks and files.history_file(key).exists()
-    }
+    entries = {key: blocks[stage_of(key)] for key in keys if stage_of(key) in blocks}
     refused = refusals(entries)
-    return [key for key in entries if key not in refused]
+    return [key for key, entry in entries.items() if key not in refused and _has_history(key, entry)]
+
+
+def _has_history(key: str, entry: str) -> bool:
+    """Return whether the history of a variant is the one that its entry names: a run that was killed left another."""
+    try:
+        content = files.history_file(key).read_bytes()
+    except OSError:
+        return False
+    return hashlib.md5(content, usedforsecurity=False).hexdigest() in entry
 
 
 def is_locked(path: Path) -> bool:
@@ -61,8 +72,11 @@ def is_locked(path: Path) -> bool:
     return False
 
 
-def last_line(log: Path) -> str | None:
-    """Return the last line of a log, without the name of its directory; None if there is none."""
-    with suppress(OSError, IndexError):
-        return log.read_text(encoding="utf-8", errors="replace").splitlines()[-1]
-    return None
+def last_report(key: str) -> str | None:
+    """Return the last line about a variant since its training was last started, by its log; None if there is none."""
+    try:
+        log = files.log_file(key).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    run = STARTED.split(log)[-1]
+    return next((line for line in reversed(run.splitlines()) if line.startswith(key)), None)

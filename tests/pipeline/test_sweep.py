@@ -316,6 +316,29 @@ def test_status_of_dvc_repro_names_the_variant_that_runs(swept: Clone) -> None:
     assert printed == f"1 of 4 variants are trained\n{key}  epoch 3/9\n"
 
 
+def test_status_of_a_training_that_has_just_been_started_again_names_it(swept: Clone) -> None:
+    key = "sgd-0.5-0"
+    (swept.path / "logs").mkdir(exist_ok=True)
+    (swept.path / f"logs/{key}.log").write_text(f"{key}  epoch 3/9\n2026-11-27 14:27:55  process 9996\n")
+
+    with files.locked(swept.path / f".checkpoints/locks/{key}.lock", "busy"):
+        printed = swept.run("dropout-study", "status").stdout
+
+    assert printed == f"0 of 4 variants are trained\n{key}  starting\n"
+
+
+def test_status_does_not_count_a_variant_whose_outputs_are_those_of_another_run(swept: Clone) -> None:
+    swept.repro("--single-item", "train@sgd-0.0-0", "train@sgd-0.5-0")
+    history = swept.path / "metrics/history/sgd-0.0-0.csv"
+    content = history.read_text()
+    history.unlink()
+    history.write_text(f"{content}\n")
+
+    printed = swept.run("dropout-study", "status").stdout
+
+    assert printed == "1 of 4 variants are trained; nothing runs\n"
+
+
 def test_settings_that_change_during_a_sweep_keep_results_out_of_the_lock(swept: Clone) -> None:
     (gates(swept) / "hold-sgd-0.0-0").touch()
     sweep = sweeping(swept)

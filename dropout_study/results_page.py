@@ -171,6 +171,7 @@ def context(published: Mapping[str, Published], author: Sequence[Mapping[str, st
         "authors_lead": authors_lead(author, main) if main else "",
         "late": late_rows(main) if main else [],
         "late_epochs": LATE_EPOCHS,
+        "best_epochs": best_epochs(main) if main else "",
         "calibration": calibration_rows(main) if main else [],
         "plateau": plateau_rows(main) if main else [],
         "collapsed": collapsed_rows(published.values(), author),
@@ -244,6 +245,17 @@ def late_rows(study: Published) -> list[Row]:
         accuracies = f"{100 * accuracy:.1f} → {100 * end_accuracy:.1f} %"
         rows.append((*rate, accuracies, f"{loss:.3f} → {end_loss:.3f}", f"{lowest:.3f} in epoch {epoch}"))
     return rows
+
+
+def best_epochs(study: Published) -> str:
+    """Return in a few words which rate has the lowest validation loss of all epochs, by optimizer, means over seeds."""
+    lowest: dict[str, tuple[float, int, float]] = {}
+    for (optimizer, dropout), curve in curves(study).items():
+        ends = [(loss, epoch, dropout) for epoch, (_, loss) in enumerate(curve, 1)]
+        lowest[optimizer] = min(lowest.get(optimizer, ends[0]), *ends)
+    return report.listed(
+        [f"with {optimizer}, {dropout} ({loss:.3f})" for optimizer, (loss, _, dropout) in lowest.items()]
+    )
 
 
 def still_rising(study: Published) -> str:

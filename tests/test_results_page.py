@@ -203,6 +203,16 @@ def test_still_rising_compares_the_articles_rate_with_the_leader() -> None:
     )
 
 
+def test_best_epochs_names_the_rate_with_the_lowest_loss_of_all_epochs() -> None:
+    rows = [*runs("adadelta", {0.0: CLEAR, 0.5: WORSE}), *runs("sgd", {0.0: CLEAR, 0.5: WORSE})]
+    main = published("cifar10-small", rows)
+    for row in main.histories:
+        if (row["optimizer"], row["dropout"], row["epoch"]) == ("adadelta", "0.5", "3"):
+            row["loss"] = "0.125"
+
+    assert results_page.best_epochs(main) == "with adadelta, 0.5 (0.125) and with sgd, 0.0 (0.167)"
+
+
 def test_with_more_epochs_says_what_the_longer_study_says_once_there_is_one() -> None:
     main = published("cifar10-small", runs("adadelta", {0.0: CLEAR, 0.3: CLEAR, 0.5: WORSE}))
     longer = published("cifar10-longer", runs("adadelta", {0.0: WORSE, 0.5: CLEAR}), "cifar10-longer")

@@ -19,6 +19,14 @@ from tests.sweeps import add_gates
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# Where tests run must not matter: below a Git hook, whose repository would get their commits; in a CI system that asks
+# for colours; where studies share their checkpoints.
+for name in (
+    *("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY", "GIT_COMMON_DIR", "GIT_PREFIX"),
+    *("FORCE_COLOR", "TTY_COMPATIBLE", "DROPOUT_STUDY_CHECKPOINTS"),
+):
+    os.environ.pop(name, None)
+
 # A busy machine is no failure.
 hypothesis.settings.register_profile("study", deadline=None)
 hypothesis.settings.load_profile("study")

@@ -31,7 +31,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Clone:
     clone = copy_project(tmp_path_factory.mktemp("full") / "project")
     clone.run("cp", "presets/article-adadelta.yaml", "params.yaml")
     clone.change(download__sha256=hashlib.sha256(archive.read_bytes()).hexdigest())
-    clone.dvc("repro", "normalize")
+    clone.run("dvc", "repro", "normalize", CIFAR10_ARCHIVE=str(archive.resolve()))
     return clone
 
 

@@ -153,7 +153,8 @@ def test_repro_whose_stage_is_killed_fails_and_the_next_resumes(
 
         assert killed.returncode != 0
         status = re.search(rf"failed to run: python -m stages\.{stage}, exited with (\S+)", killed.stderr)
-        assert status and status[1] in KILLED
+        assert status
+        assert status[1] in KILLED
         clone.repro()
         assert outputs(clone) == expected
 

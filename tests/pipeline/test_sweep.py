@@ -348,9 +348,10 @@ def test_one_core_per_worker_if_the_settings_leave_threads_open(swept: Clone) ->
 
     release(swept)
     printed, _ = sweep.communicate(timeout=90)
-    assert "train.threads is 0: `dvc repro` would train with" in printed
     assert [len(share) for share in shares] == [1, 1]
-    assert len(os.sched_getaffinity(0)) == 1 or shares[0] != shares[1]
+    if len(os.sched_getaffinity(0)) > 1:
+        assert "train.threads is 0: `dvc repro` would train with" in printed
+        assert shares[0] != shares[1]
 
 
 def test_published_status_is_json(swept: Clone) -> None:

@@ -164,7 +164,7 @@ def race(fresh: Clone, expected: dict[str, bytes], directory: Path, times: int) 
     for i in range(times):
         with copied(fresh, directory / f"project-{i}") as clone:
             both = [clone.start("dvc", "repro") for _ in range(2)]
-            printed = [process.communicate(timeout=120)[0] for process in both]
+            printed = [process.communicate(timeout=300)[0] for process in both]
 
             codes = [process.returncode for process in both]
             assert 0 in codes, printed

@@ -165,7 +165,7 @@ def test_command_whose_reader_has_ended_prints_no_traceback(clone: Clone, comman
 
     with open(writing) as pipe:
         done = subprocess.run(
-            command, cwd=clone.path, env=environment(), stdout=pipe, stderr=subprocess.PIPE, text=True, timeout=60
+            command, cwd=clone.path, env=environment(), stdout=pipe, stderr=subprocess.PIPE, text=True, timeout=300
         )
 
     message = "error: standard output was closed by its reader; what is finished is kept\n"

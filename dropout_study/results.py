@@ -16,8 +16,7 @@ SIGNIFICANT_DIGITS = 6
 QUANTITIES = ("accuracy", "loss")  # that rates are judged by
 RELIABILITY_COLUMNS = ("variant", "optimizer", "dropout", "seed", *calibration.Bin._fields)
 CONFUSION_COLUMNS = ("variant", "actual", "predicted", "images")
-# A variant's key before the suffix of a file; a killed write leaves the name behind a dot and a process number.
-VARIANT_FILE = re.compile(r"(\.\d+\.)?[a-z]+-[0-9.e+-]+-\d+\.(keras|csv|npy|json)")
+VARIANT_FILE = re.compile(r"[a-z]+-[0-9.e+-]+-\d+\.(keras|csv|npy|json)")
 
 History = Sequence[Mapping[str, float]]  # a row an epoch
 
@@ -246,7 +245,7 @@ def machines(provenances: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any
 def remove_stale_files(keys: Collection[str]) -> list[Path]:
     """Remove and return the trained files of variants that are not among `keys`, which DVC leaves where they are.
 
-    Only files with the name of a variant are removed, and those that a killed write left; others are not the study's.
+    Only files with the name of a variant are removed; others are not the study's.
     """
     stale = [
         path

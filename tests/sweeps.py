@@ -70,7 +70,8 @@ def started(clone: Clone) -> list[str]:
     return log.read_text().split() if log.exists() else []
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = 300) -> None:
+    """Wait until `condition` is true; fail after `seconds`, many times what it takes: a busy machine is no failure."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited in vain"

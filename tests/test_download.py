@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import math
 import os
 import re
 import signal
@@ -10,8 +11,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import urlsplit
 
 import pytest
@@ -46,6 +48,30 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Measure rates over a fifth of a second, and want ten megabytes per second."""
     monkeypatch.setattr(download, "RATE_SECONDS", 0.2)
     monkeypatch.setattr(download, "MINIMUM_RATE", 10_000_000)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have rates measured by a clock that only bytes move, as `at_rate` says, however busy this machine is."""
+    now = 0.0
+
+    class Bar:
+        def __init__(self, name: str, done: int) -> None:
+            self.rate, self.at_once = map(float, name.rpartition("?")[2].split(","))
+            self.position = done
+
+        def update(self, count: int) -> None:
+            nonlocal now
+            self.position += count
+            now += max(0, min(count, self.position - self.at_once)) / self.rate
+
+    monkeypatch.setattr(download, "download_bar", lambda name, done, _: nullcontext(Bar(name, done)))
+    monkeypatch.setattr(download, "time", SimpleNamespace(monotonic=lambda: now, sleep=time.sleep))
+
+
+def at_rate(server: Server, behaviour: str, rate: float, at_once: int = 0) -> str:
+    """Return the address of a place from which `rate` bytes arrive in a second of `clock`, the first ones at once."""
+    return f"{server.address(behaviour)}?{rate},{at_once}"
 
 
 @pytest.fixture
@@ -505,12 +531,12 @@ def test_fetch_warns_where_there_are_no_locks(
     assert capsys.readouterr().out.count("this file system has no locks (Operation not supported)") == 1
 
 
-@pytest.mark.usefixtures("impatient")
-@pytest.mark.parametrize("behaviour", ["slow", "slower", "drips"])
+@pytest.mark.usefixtures("impatient", "clock")
+@pytest.mark.parametrize(("behaviour", "rate"), [("slow", 1e6), ("slower", 1e5), ("drips", 5e4)])
 def test_fetch_leaves_slow_place_and_resumes_at_next(
-    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str], behaviour: str
+    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str], behaviour: str, rate: float
 ) -> None:
-    places = [server.address(behaviour), server.address("good")]
+    places = [at_rate(server, behaviour, rate), at_rate(server, "good", math.inf)]
 
     assert fetch(places, SHA256, tmp_path).read_bytes() == CONTENT
 
@@ -521,11 +547,11 @@ def test_fetch_leaves_slow_place_and_resumes_at_next(
     assert re.search(r"kB/s, below the minimum of 10,000\.0 kB/s; trying other places first", capsys.readouterr().out)
 
 
-def test_fetch_leaves_place_that_slows_down(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(download, "RATE_SECONDS", 0.1)
-    monkeypatch.setattr(download, "MINIMUM_RATE", 100_000)
+@pytest.mark.usefixtures("impatient", "clock")
+def test_fetch_leaves_place_that_slows_down(server: Server, tmp_path: Path) -> None:
+    places = [at_rate(server, "slows_down", 1e3, at_once=900_000), at_rate(server, "good", math.inf)]
 
-    assert fetch([server.address("slows_down"), server.address("good")], SHA256, tmp_path).read_bytes() == CONTENT
+    assert fetch(places, SHA256, tmp_path).read_bytes() == CONTENT
     assert [name for name, _ in server.requests] == ["slows_down", "good"]
     assert server.requests[1][1] > 900_000
 
@@ -547,9 +573,9 @@ def test_fetch_leaves_hanging_place_without_waiting_for_all_its_connections(
     assert 1 <= server.requests.count(("hangs", 0)) < download.BROKEN_CONNECTIONS
 
 
-@pytest.mark.usefixtures("impatient")
+@pytest.mark.usefixtures("impatient", "clock")
 def test_fetch_returns_to_fastest_slow_place(server: Server, tmp_path: Path) -> None:
-    places = [server.address(behaviour) for behaviour in ("slow", "slower", "busy")]
+    places = [at_rate(server, "slow", 1e6), at_rate(server, "slower", 1e5), at_rate(server, "busy", math.inf)]
 
     assert fetch(places, SHA256, tmp_path).read_bytes() == CONTENT
     assert [name for name, _ in server.requests] == ["slow", "slower", "busy", "slow"]

@@ -2,10 +2,14 @@
 
 import signal
 import subprocess
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from dropout_study import files
+from dropout_study.settings import load_settings
 from dropout_study.sweep import driver
 
 
@@ -38,3 +42,15 @@ def test_instructions_name_the_url_without_its_credentials() -> None:
 
 def test_instructions_say_nothing_of_credentials_if_there_are_none() -> None:
     assert "credentials" not in driver.instructions("ssh://git@example.org/a.git", "20261127-abc", 4)
+
+
+def test_known_seconds_are_those_of_trainings_with_as_many_epochs_as_now(
+    write_settings: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = load_settings(write_settings(train__epochs=12))
+    monkeypatch.chdir(tmp_path)
+    for variant, (epochs, seconds) in zip(settings.variants, [(12, 60.0), (2, 10.0), (12, 80.0)], strict=False):
+        line = f"{variant.key}  finished: {epochs} epochs in {seconds} s, 500 images/s\n"
+        files.write_bytes(files.log_file(variant.key), line.encode())
+
+    assert driver.known_seconds(settings) == [60.0, 80.0]

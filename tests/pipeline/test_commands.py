@@ -139,17 +139,6 @@ def test_gc_keeps_what_the_workspace_and_commits_use(clone: Clone) -> None:
     assert clone.repro() == []
 
 
-def test_repro_removes_the_file_of_a_killed_write(clone: Clone) -> None:
-    temporary = clone.path / "models/variants/.4711.sgd-0.5-0.keras"
-    shutil.copy(clone.path / "models/variants/sgd-0.5-0.keras", temporary)
-
-    ran = clone.repro()
-
-    assert ran == ["evaluate"]
-    assert not temporary.exists()
-    assert clone.repro() == []
-
-
 def test_repro_works_with_a_cache_of_links(clone: Clone) -> None:
     clone.dvc("config", "cache.type", "reflink,hardlink,copy")
 

@@ -116,7 +116,7 @@ def test_failed_variant_stops_new_ones_and_keeps_what_is_trained(swept: Clone) -
     wait_until(lambda: '"failed"' in (swept.path / ".dvc/tmp/sweep/status.json").read_text())
     (gates(swept) / "hold-sgd-0.5-0").unlink()
 
-    printed, _ = sweep.communicate(timeout=60)
+    printed, _ = sweep.communicate(timeout=300)
 
     assert sweep.returncode == 1
     assert started(swept) == ["sgd-0.0-0", "sgd-0.5-0"] or started(swept) == ["sgd-0.5-0", "sgd-0.0-0"]
@@ -158,7 +158,7 @@ def test_interrupt_of_the_terminal_while_clones_are_made_ends_without_a_tracebac
     wait_until(lambda: [*(swept.path / ".dvc/tmp/sweep").glob("worker-*")] != [])
 
     os.killpg(sweep.pid, signal.SIGINT)
-    printed, _ = sweep.communicate(timeout=60)
+    printed, _ = sweep.communicate(timeout=300)
 
     assert sweep.returncode == 130, printed
     assert "Traceback" not in printed
@@ -173,7 +173,7 @@ def test_interrupt_keeps_what_is_trained_and_the_next_sweep_trains_the_rest(swep
     wait_until(lambda: len(started(swept)) == 3)
 
     sweep.send_signal(number)
-    printed, _ = sweep.communicate(timeout=60)
+    printed, _ = sweep.communicate(timeout=300)
 
     assert sweep.returncode == 130
     assert "interrupted; what is trained is kept, run the same command to resume" in printed
@@ -191,7 +191,7 @@ def test_interrupt_of_evaluate_ends_when_dvc_and_its_stage_have_ended(clone: Clo
     wait_until(lambda: (clone.path / "waiting").exists())
 
     sweep.send_signal(number)
-    sweep.wait(timeout=60)
+    sweep.wait(timeout=300)
 
     assert processes(clone) == []
     printed, _ = sweep.communicate()
@@ -256,7 +256,7 @@ def test_training_whose_dvc_is_killed_ends_and_is_tried_again(swept: Clone) -> N
     os.kill(dvc, signal.SIGKILL)
     wait_until(lambda: not Path(f"/proc/{training}").exists(), 30)
     (gates(swept) / "hold-sgd-0.0-0").unlink()
-    printed, _ = sweep.communicate(timeout=90)
+    printed, _ = sweep.communicate(timeout=300)
 
     assert sweep.returncode == 0, printed
     assert "sgd-0.0-0 waiting (killed, will be tried again)" in printed
@@ -272,7 +272,7 @@ def test_killed_training_is_tried_again(swept: Clone) -> None:
 
     os.kill(training, signal.SIGKILL)
     (gates(swept) / "hold-sgd-0.0-0").unlink()
-    printed, _ = sweep.communicate(timeout=90)
+    printed, _ = sweep.communicate(timeout=300)
 
     assert sweep.returncode == 0
     assert "sgd-0.0-0 waiting (killed, will be tried again)" in printed
@@ -291,7 +291,7 @@ def test_second_sweep_in_a_project_is_refused_and_status_shows_the_first(swept: 
     status = swept.run("dropout-study", "status").stdout
 
     release(swept)
-    sweep.communicate(timeout=90)
+    sweep.communicate(timeout=300)
     assert second.returncode == 1
     assert "another sweep runs in this project" in second.stderr
     assert "another sweep runs in this project" in send.stderr
@@ -346,7 +346,7 @@ def test_settings_that_change_during_a_sweep_keep_results_out_of_the_lock(swept:
     swept.change(train__epochs=3)
     (gates(swept) / "hold-sgd-0.0-0").unlink()
 
-    printed, _ = sweep.communicate(timeout=90)
+    printed, _ = sweep.communicate(timeout=300)
 
     assert sweep.returncode == 1
     assert "sgd-0.0-0: not taken in, it was trained with train.epochs: 2" in printed
@@ -370,10 +370,11 @@ def test_one_core_per_worker_if_the_settings_leave_threads_open(swept: Clone) ->
     shares = [os.sched_getaffinity(pid) for pid in trainings(swept)]
 
     release(swept)
-    printed, _ = sweep.communicate(timeout=90)
-    assert "train.threads is 0: `dvc repro` would train with" in printed
+    printed, _ = sweep.communicate(timeout=300)
     assert [len(share) for share in shares] == [1, 1]
-    assert len(os.sched_getaffinity(0)) == 1 or shares[0] != shares[1]
+    if len(os.sched_getaffinity(0)) > 1:
+        assert "train.threads is 0: `dvc repro` would train with" in printed
+        assert shares[0] != shares[1]
 
 
 def test_published_status_is_json(swept: Clone) -> None:
@@ -446,7 +447,7 @@ def test_sweep_on_a_terminal_shows_what_runs_in_place_and_a_table_at_the_end(swe
             if "3 of 4 trained" in shown and re.search(r"adadelta-0\.5-0 +epoch 1/2", shown):
                 (gates(swept) / "hold-adadelta-0.5-0").unlink(missing_ok=True)
 
-    assert sweep.wait(timeout=60) == 0, shown
+    assert sweep.wait(timeout=300) == 0, shown
     assert "\x1b[1A" in shown  # the cursor goes up: lines are drawn over
     assert "started" not in shown
     table = shown.rpartition("variant")[2]

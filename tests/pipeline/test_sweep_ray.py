@@ -83,11 +83,11 @@ def test_interrupted_ray_leaves_nothing_running_and_keeps_what_is_trained(
         text=True,
     )
     status = swept.path / ".dvc/tmp/sweep/status.json"
-    wait_until(lambda: status.exists() and status.read_text().count('"trained"') == 3, 120)
+    wait_until(lambda: status.exists() and status.read_text().count('"trained"') == 3)
     addresses = listening(processes_with(temporary))
 
     sweep.send_signal(number)
-    sweep.communicate(timeout=120)
+    sweep.communicate(timeout=300)
 
     assert addresses <= {"0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F"}
     assert addresses

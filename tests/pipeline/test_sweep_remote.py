@@ -121,7 +121,7 @@ def test_worker_ends_its_training_at_sigterm(sent: Sweep) -> None:
     wait_until(lambda: started(sent.clone) == [KEYS[0]])
 
     worker.send_signal(signal.SIGTERM)
-    _, errors = worker.communicate(timeout=60)
+    _, errors = worker.communicate(timeout=300)
 
     assert worker.returncode == 130
     assert "interrupted; the next call resumes from the checkpoint" in errors
@@ -220,7 +220,7 @@ def test_worker_that_is_interrupted_before_its_push_keeps_the_result(sent: Sweep
             break
 
     worker.send_signal(signal.SIGTERM)
-    printed, _ = worker.communicate(timeout=60)
+    printed, _ = worker.communicate(timeout=300)
 
     assert worker.returncode == 130, printed
     assert (sent.scratch / f"checkpoints/unpushed/{KEYS[0]}/runs").exists()

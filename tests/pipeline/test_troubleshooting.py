@@ -259,7 +259,7 @@ def test_status_shows_the_training_that_blocks_dvc_status(swept: Clone) -> None:
     shown = call(swept, *commands("is busy"))
 
     (gates(swept) / "hold-sgd-0.0-0").unlink()
-    repro.wait(timeout=90)
+    repro.wait(timeout=300)
     assert "is busy, it is being blocked by" in blocked
     assert shown.startswith("0 of 4 variants are trained")
 

@@ -61,7 +61,7 @@ def kill(process: subprocess.Popen[str]) -> str:
     """Kill the process group, and return what it had printed."""
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL)
-    return process.communicate(timeout=60)[0]
+    return process.communicate(timeout=300)[0]
 
 
 def await_first(processes: list[subprocess.Popen[str]]) -> list[subprocess.Popen[str]]:
@@ -73,7 +73,7 @@ def await_first(processes: list[subprocess.Popen[str]]) -> list[subprocess.Popen
 def train_and_be_killed(project: Clone, code: str) -> None:
     """Train after `code`, which has arranged that the process group is killed by itself on the way."""
     process = start(project, sys.executable, "-c", f"{code}import stages.train\nstages.train.main('{KEY}')\n")
-    process.communicate(timeout=120)
+    process.communicate(timeout=300)
     assert process.returncode == -signal.SIGKILL
 
 
@@ -184,7 +184,7 @@ def test_train_interrupted_ends_with_a_message_and_a_checkpoint(
     await_line(process, "epoch     3/10000")
     process.send_signal(number)
 
-    printed = process.communicate(timeout=60)[0]
+    printed = process.communicate(timeout=300)[0]
 
     assert process.returncode == status
 
@@ -205,7 +205,7 @@ def test_train_interrupted_while_loading_ends_with_a_message(project: Clone) -> 
     wait_until((project.path / ".checkpoints/locks").exists)
     process.send_signal(signal.SIGTERM)
 
-    printed = process.communicate(timeout=60)[0]
+    printed = process.communicate(timeout=300)[0]
 
     assert process.returncode == 143
     assert printed == "interrupted\n"
@@ -230,9 +230,9 @@ def test_train_with_a_damaged_checkpoint_equals_uninterrupted_run(
 def test_train_refuses_a_second_process(project: Clone, uninterrupted: tuple[float, list[bytes]]) -> None:
     variables = self_signalling(project.path.parent / "signal", "train", signal.SIGSTOP, rename=1)
     first = start(project, "python", "-m", "stages.train", DVC_STAGE=f"train@{KEY}", **variables)
-    wait_until((project.path.parent / "signal/reached").exists, 120)
+    wait_until((project.path.parent / "signal/reached").exists)
     second = start(project)
-    printed = second.communicate(timeout=60)[0]
+    printed = second.communicate(timeout=300)[0]
 
     assert second.returncode == 1
     assert "another process is training this variant; wait for it, or end it" in printed
@@ -248,7 +248,7 @@ def start_together(project: Clone, expected: list[bytes], times: int) -> None:
     for _ in range(times):
         both = [start(project), start(project)]
 
-        printed = [process.communicate(timeout=120)[0] for process in both]
+        printed = [process.communicate(timeout=300)[0] for process in both]
 
         refused = [text for process, text in zip(both, printed, strict=True) if process.returncode == 1]
         assert {process.returncode for process in both} <= {0, 1}, printed
@@ -292,14 +292,14 @@ def test_training_that_a_killed_dvc_leaves_behind_excludes_another(
     """SIGTERM ends DVC alone. What it started trains on."""
     variables = self_signalling(project.path.parent / "signal", "train", signal.SIGSTOP, rename=1)
     repro = start(project, "dvc", "repro", f"train@{KEY}", **variables)
-    wait_until((project.path.parent / "signal/reached").exists, 120)
+    wait_until((project.path.parent / "signal/reached").exists)
     (training,) = trainings(project)
 
     repro.terminate()
-    repro.wait(timeout=60)
+    repro.wait(timeout=300)
     second = project.run("dvc", "repro", f"train@{KEY}", check=False)
     os.kill(training, signal.SIGCONT)
-    repro.communicate(timeout=60)  # the training holds the pipe until it ends
+    repro.communicate(timeout=300)  # the training holds the pipe until it ends
     project.dvc("repro", f"train@{KEY}")
 
     assert second.returncode != 0
@@ -321,7 +321,7 @@ def test_train_that_cannot_write_its_outputs_names_the_file(
     )
 
     process = start(project, sys.executable, "-c", code)
-    printed = process.communicate(timeout=120)[0]
+    printed = process.communicate(timeout=300)[0]
 
     assert process.returncode == 1
     assert f"error: models/variants/{KEY}.keras: File too large; make room for it, then run the same" in printed

@@ -1,6 +1,7 @@
 """What Ray is asked for and told before it starts; tests/pipeline/test_sweep_ray.py runs it."""
 
 import importlib.util
+import os
 import socket
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 
 from dropout_study.errors import StudyError
 from dropout_study.sweep import ray_pool
+from dropout_study.sweep.project import SWEEP
 from tests.clones import PROJECT
 
 
@@ -41,6 +43,26 @@ def test_ray_of_a_cluster_refuses_a_token_that_is_not_private(tmp_path: Path, mo
 
     with pytest.raises(StudyError, match=message):
         ray_pool.variables("auto", {"RAY_AUTH_TOKEN_PATH": str(token)})
+
+
+def test_ray_that_does_not_start_is_an_error_with_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def time_out(**_: object) -> None:
+        raise Exception("The current node timed out during startup.")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("os.environ", dict(os.environ))
+    monkeypatch.setattr("ray.init", time_out)
+    SWEEP.mkdir(parents=True)
+
+    with (
+        pytest.raises(
+            StudyError, match=r"^Ray did not start on this machine: The current node .*; run the same command"
+        ),
+        ray_pool.connected(None, 1),
+    ):
+        pass
+
+    assert not (SWEEP / "ray-token").exists()
 
 
 def test_ray_of_a_cluster_needs_a_token() -> None:

@@ -107,6 +107,11 @@ def connected(address: str | None, processors: int) -> Iterator[Any]:
             ray.init(**options)
         except ConnectionError as error:
             raise StudyError(f"--address {address}: no Ray cluster: {printable(error)}") from None
+        except Exception as error:  # as Ray raises if a busy machine has not started it within 30 seconds
+            if address is not None:
+                raise
+            again = "run the same command again, or without --ray"
+            raise StudyError(f"Ray did not start on this machine: {printable(error)}; {again}") from None
         finally:
             signal.signal(signal.SIGTERM, handler)  # Ray's would end this process, and leave what it started
         yield ray

@@ -162,7 +162,7 @@ def context(published: Mapping[str, Published], author: Sequence[Mapping[str, st
         "article_rate": ARTICLE_RATE,
         "article_runs": ARTICLE_RUNS,
         "answer_to_article": answer_to_article(main.verdict) if main else "",
-        "best_by_all": best_by_all(main.verdict) if main else "",
+        "best_by_all": best_by_all(main.verdict, main.settings.train.epochs) if main else "",
         "conditions": conditions(main) if main else "",
         "with_more_epochs": with_more_epochs(main, longer) if main else "",
         "still_rising_longer": still_rising(longer) if longer else "",
@@ -287,8 +287,8 @@ def with_more_epochs(main: Published, longer: Published | None) -> str:
         return still_rising(main)
     answer = report.answer(longer.verdict)
     return (
-        f"With {longer.settings.train.epochs} epochs instead of {main.settings.train.epochs}, among "
-        f"{report.listed(longer.settings.study.dropouts)} only: {answer[0].lower()}{answer[1:]}"
+        f"After {longer.settings.train.epochs} epochs ({report.count(longer.results, 'more run')}, at "
+        f"{report.listed(longer.settings.study.dropouts)} only): {answer[0].lower()}{answer[1:]}"
     )
 
 
@@ -538,14 +538,17 @@ def runs_planned() -> int:
     return len(load_settings(PRESET).variants)
 
 
-def best_by_all(verdict: Mapping[str, Any]) -> str:
-    """Return which rates may be the best by accuracy and by loss, with every optimizer; of one, how often it leads."""
+def best_by_all(verdict: Mapping[str, Any], epochs: int) -> str:
+    """Return which rates may be the best by accuracy and by loss, with every optimizer; of one, how often it leads.
+
+    `epochs` is how many the verdict is about.
+    """
     of_all = [judged[quantity] for judged in verdict["optimizers"].values() for quantity in QUANTITIES]
     every = list(dict.fromkeys(row["dropout"] for judged in of_all for row in judged["rates"]))
     common = [rate for rate in every if all(rate in judged["may_be_best"] for judged in of_all)]
     names = [*verdict["optimizers"]]
     with_all = names[0] if len(names) == 1 else "both optimizers" if len(names) == 2 else "every optimizer"
-    by = f"by both accuracy and loss, with {with_all}"
+    by = f"by both accuracy and loss, with {with_all}, after {epochs} epochs"
     if not common:
         return f"**No single rate may be the best {by}.**"
     if len(common) > 1:
@@ -594,8 +597,9 @@ def headline(main: Published, longer: Published | None, planned: int) -> str:
     `planned` is how many runs the main study has when it is complete.
     """
     running = f" The study still runs: {len(main.results)} of {planned} runs are in." * (len(main.results) < planned)
+    best = best_by_all(main.verdict, main.settings.train.epochs)
     paragraphs = (
-        f"{best_by_all(main.verdict)} Is {ARTICLE_RATE} the best? {answer_to_article(main.verdict)} "
+        f"{best} Is {ARTICLE_RATE} the best? {answer_to_article(main.verdict)} "
         f"{' '.join(filter(None, (article_by_loss(main.verdict), with_more_epochs(main, longer))))}{running}",
         f"These are {report.count(main.results, 'run')}: {conditions(main)}. {ARTICLE_RUNS}.",
     )

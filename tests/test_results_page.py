@@ -161,7 +161,9 @@ def test_best_by_all_takes_the_rates_that_no_verdict_calls_worse(
 ) -> None:
     verdict = verdict_of([*runs("adadelta", adadelta), *runs("sgd", sgd)])
 
-    assert results_page.best_by_all(verdict) == f"**{answer} both accuracy and loss, with both optimizers.**"
+    assert results_page.best_by_all(verdict, 12) == (
+        f"**{answer} both accuracy and loss, with both optimizers, after 12 epochs.**"
+    )
 
 
 @pytest.mark.parametrize(
@@ -176,9 +178,9 @@ def test_best_by_all_says_how_often_the_only_rate_leads(
 ) -> None:
     verdict = verdict_of([*runs("adadelta", adadelta), *runs("sgd", sgd)])
 
-    assert results_page.best_by_all(verdict) == (
-        "**0.3 is the only rate that may be the best by both accuracy and loss, with both optimizers.** "
-        f"It leads in {leads} of the 4 comparisons, and is worse in none."
+    assert results_page.best_by_all(verdict, 12) == (
+        "**0.3 is the only rate that may be the best by both accuracy and loss, with both optimizers, after 12 "
+        f"epochs.** It leads in {leads} of the 4 comparisons, and is worse in none."
     )
 
 
@@ -219,8 +221,8 @@ def test_with_more_epochs_says_what_the_longer_study_says_once_there_is_one() ->
 
     assert results_page.with_more_epochs(main, None) == results_page.still_rising(main)
     assert results_page.with_more_epochs(main, longer) == (
-        "With 24 epochs instead of 12, among 0.0, 0.3 and 0.5 only: with adadelta, 0.5 has the highest accuracy and "
-        "0.5 has the lowest loss."
+        "After 24 epochs (6 more runs, at 0.0, 0.3 and 0.5 only): with adadelta, 0.5 has the highest accuracy and 0.5 "
+        "has the lowest loss."
     )
 
 
@@ -286,7 +288,7 @@ def test_page_of_all_studies_has_every_section_and_their_figures() -> None:
     headings = re.findall(r"^## (.*)$", text, re.MULTILINE)
     assert len(headings) == 9
     assert (
-        "\n**0.2 to 0.5 may be the best by both accuracy and loss, with both optimizers.** With adadelta, 0.2 to"
+        "\n**0.2 to 0.5 may be the best by both accuracy and loss, with both optimizers, after 12 epochs.** With "
         in text
     )
     assert report.answer(studies["cifar10-small"].verdict) in text
@@ -314,7 +316,7 @@ def test_page_of_all_studies_has_every_section_and_their_figures() -> None:
     assert "| adadelta | 0.5 | 45.0 → 60.0 % | 0.222 → 0.167 | 0.167 in epoch 12 |" in text
     assert "| 3 | With Adadelta, dropout 0.5 has the highest test accuracy. | **not decidable** |" in text
     assert text.count("| 3 | With Adadelta, dropout 0.5 has the highest test accuracy. | **not decidable** |") == 2
-    assert text.count("With 24 epochs instead of 12, among 0.0, 0.3 and 0.5 only: with adadelta, 0.2 to 0.5 may") == 2
+    assert text.count(" more runs, at 0.0, 0.3 and 0.5 only): with adadelta, 0.2 to 0.5 may have the highest") == 2
     assert "More epochs might change this" not in text
     assert "[adadelta](../results/cifar10-longer/plots/history-adadelta.png)" in text
     assert "**The study still runs:** 26 of 60 runs are in" in text

@@ -134,6 +134,7 @@ class Speed(NamedTuple):
     images_per_second: float
 
 
+STARTED = re.compile(r"^.*  process \d+$", re.MULTILINE)  # as `logged` writes it
 FINISHED = re.compile(r"finished: (\d+) epochs? in ([\d.]+) s, ([\d,]+) images/s$", re.MULTILINE)
 
 

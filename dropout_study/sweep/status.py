@@ -2,7 +2,6 @@
 
 import fcntl
 import hashlib
-import re
 import statistics
 import time
 from collections.abc import Sequence
@@ -11,14 +10,12 @@ from pathlib import Path
 
 from dropout_study import checkpoint, files
 from dropout_study.errors import StudyError
-from dropout_study.progress import duration, say
+from dropout_study.progress import STARTED, duration, say
 from dropout_study.settings import load_settings
 from dropout_study.sweep import board as boards
 from dropout_study.sweep import lockfile
 from dropout_study.sweep.driver import known_seconds
 from dropout_study.sweep.project import SWEEP, lock_text, refusals, stage_of
-
-STARTED = re.compile(r"^.*  process \d+$", re.MULTILINE)  # the line of a log under which a training prints
 
 
 def show_status() -> None:

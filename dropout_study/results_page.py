@@ -171,7 +171,7 @@ def context(published: Mapping[str, Published], author: Sequence[Mapping[str, st
         "authors_lead": authors_lead(author, main) if main else "",
         "late": late_rows(main) if main else [],
         "late_epochs": LATE_EPOCHS,
-        "best_epochs": best_epochs(main) if main else "",
+        "lowest_losses": lowest_losses(main) if main else "",
         "calibration": calibration_rows(main) if main else [],
         "plateau": plateau_rows(main) if main else [],
         "collapsed": collapsed_rows(published.values(), author),
@@ -247,15 +247,13 @@ def late_rows(study: Published) -> list[Row]:
     return rows
 
 
-def best_epochs(study: Published) -> str:
+def lowest_losses(study: Published) -> str:
     """Return in a few words which rate has the lowest validation loss of all epochs, by optimizer, means over seeds."""
-    lowest: dict[str, tuple[float, int, float]] = {}
+    lowest: dict[str, tuple[float, float]] = {}
     for (optimizer, dropout), curve in curves(study).items():
-        ends = [(loss, epoch, dropout) for epoch, (_, loss) in enumerate(curve, 1)]
-        lowest[optimizer] = min(lowest.get(optimizer, ends[0]), *ends)
-    return report.listed(
-        [f"with {optimizer}, {dropout} ({loss:.3f})" for optimizer, (loss, _, dropout) in lowest.items()]
-    )
+        ends = min(loss for _, loss in curve), dropout
+        lowest[optimizer] = min(lowest.get(optimizer, ends), ends)
+    return report.listed([f"with {optimizer}, {dropout} ({loss:.3f})" for optimizer, (loss, dropout) in lowest.items()])
 
 
 def still_rising(study: Published) -> str:

@@ -205,14 +205,14 @@ def test_still_rising_compares_the_articles_rate_with_the_leader() -> None:
     )
 
 
-def test_best_epochs_names_the_rate_with_the_lowest_loss_of_all_epochs() -> None:
+def test_lowest_losses_names_the_rate_with_the_lowest_loss_of_all_epochs() -> None:
     rows = [*runs("adadelta", {0.0: CLEAR, 0.5: WORSE}), *runs("sgd", {0.0: CLEAR, 0.5: WORSE})]
     main = published("cifar10-small", rows)
     for row in main.histories:
         if (row["optimizer"], row["dropout"], row["epoch"]) == ("adadelta", "0.5", "3"):
             row["loss"] = "0.125"
 
-    assert results_page.best_epochs(main) == "with adadelta, 0.5 (0.125) and with sgd, 0.0 (0.167)"
+    assert results_page.lowest_losses(main) == "with adadelta, 0.5 (0.125) and with sgd, 0.0 (0.167)"
 
 
 def test_with_more_epochs_says_what_the_longer_study_says_once_there_is_one() -> None:
@@ -377,7 +377,10 @@ def test_headline_is_written_between_its_markers_only() -> None:
     text = results_page.with_headline(f"before\n{results_page.BEGIN}\nold\n{results_page.END}\nafter\n", headline)
 
     assert text.startswith(f"before\n{results_page.BEGIN}\n**0.5 is the only rate that may be the best by both ")
-    assert "Is 0.5 the best? Yes, by accuracy: with adadelta, every other rate is worse;" in text.replace("\n", " ")
+    assert (
+        "worse in none. Is 0.5 the best? Yes, by accuracy: with adadelta, every other rate is worse;"
+        in text.replace("\n", " ")
+    )
     assert text.endswith(f"{results_page.END}\nafter\n")
     assert "old" not in text
     assert report.table(main.verdict) in text

@@ -632,15 +632,18 @@ def with_headline(readme: str, shown: str) -> str:
 
 
 def main() -> None:
-    """Write docs/results.md, and the README's headline."""
+    """Write docs/results.md, the README's headline, and the words of each published verdict."""
     published, planned = read_published(), runs_planned()
+    for study in published.values():
+        words = report.markdown(study.verdict, study.settings.dataset, study.results)
+        files.write_bytes(DIRECTORY / study.name / files.VERDICT_PAGE.name, words.encode())
     text = page(published, files.read_csv(AUTHOR), planned, TEMPLATE.read_text(encoding="utf-8"))
     files.write_bytes(PAGE, text.encode())
     if MAIN in published:
         shown = headline(published[MAIN], published.get(LONGER), planned)
         readme = with_headline(README.read_text(encoding="utf-8"), shown)
         files.write_bytes(README, readme.encode())
-    progress.say(f"written: {PAGE}, and the results in {README}")
+    progress.say(f"written: {PAGE}, the results in {README}, and the verdicts in {DIRECTORY}/")
 
 
 if __name__ == "__main__":

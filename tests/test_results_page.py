@@ -2,6 +2,7 @@
 
 import math
 import re
+import shutil
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -399,6 +400,21 @@ def test_committed_readme_shows_the_main_study() -> None:
 
     assert shown == f"\n{results_page.headline(main, longer, results_page.runs_planned())}\n"
     assert f"results/{results_page.MAIN}/plots/loss.png" in readme
+
+
+def test_main_writes_the_page_the_headline_and_the_verdicts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for directory in (DIRECTORY, results_page.PRESET.parent):
+        shutil.copytree(PROJECT / directory, tmp_path / directory)
+    monkeypatch.chdir(tmp_path)
+    verdict = DIRECTORY / results_page.MAIN / files.VERDICT_PAGE.name
+    verdict.write_text("old")
+    results_page.README.write_text(f"{results_page.BEGIN}old{results_page.END}\n")
+
+    results_page.main()
+
+    assert verdict.read_text() == (PROJECT / verdict).read_text()
+    assert results_page.PAGE.read_text() == (PROJECT / results_page.PAGE).read_text()
+    assert results_page.README.read_text().strip() in (PROJECT / results_page.README).read_text()
 
 
 def test_headline_is_written_between_its_markers_only() -> None:

@@ -396,16 +396,18 @@ def gain_seen(studies: Sequence[Published], quantity: str) -> str:
         for optimizer, of in study.verdict["optimizers"].items()
     ]
     best = report.HAS[quantity]
-    worse = [name for name, of in judged if 0.0 in of["worse"]]
+    worse = [
+        f"{name}, where 0.0 is {report.apart(row, quantity, of['leader'])}"
+        for name, of in judged
+        for row in of["rates"]
+        if row["dropout"] == 0.0 and 0.0 in of["worse"]
+    ]
     if len(worse) == len(judged):
         return f"By {quantity}, a gain is seen with every amount of data: 0.0 is worse."
     smaller = "though a gain smaller than the margins may be there"
     if not worse:
         return f"By {quantity}, no gain is seen: 0.0 may have {best} with every amount of data, {smaller}."
-    return (
-        f"By {quantity}, a gain is seen only {'; '.join(worse)}: 0.0 is worse there. Elsewhere it may have {best}, "
-        f"{smaller}."
-    )
+    return f"By {quantity}, a gain is seen only {'; '.join(worse)}. Elsewhere, 0.0 may have {best}, {smaller}."
 
 
 def not_learned(studies: Sequence[Published]) -> str:

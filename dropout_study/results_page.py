@@ -333,6 +333,7 @@ def collapsed_rows(published: Iterable[Published], author: Sequence[Mapping[str,
         (
             f"the article's notebook, {row['optimizer']}",
             row["dropout"],
+            row["epochs"],
             1,
             f"{100 * float(row['test_accuracy']):.1f} %",
             f"{float(row['test_loss']):.3f}",
@@ -345,9 +346,8 @@ def collapsed_rows(published: Iterable[Published], author: Sequence[Mapping[str,
     for study in published:
         for (optimizer, dropout), group in by_rate(study.results).items():
             if dropout in COLLAPSED_RATES:
-                rows.append(
-                    (f"`{study.name}`, {optimizer}", dropout, runs(group), *measured(group), *measured(group, "train"))
-                )
+                figures = (runs(group), *measured(group), *measured(group, "train"))
+                rows.append((f"`{study.name}`, {optimizer}", dropout, study.settings.train.epochs, *figures))
     return rows
 
 

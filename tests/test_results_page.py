@@ -338,7 +338,7 @@ def test_page_of_all_studies_has_every_section_and_their_figures() -> None:
     cut_short = "Runs of fewer than 50 epochs were planned that way"
     assert cut_short in text
     assert cut_short not in results_page.page(studies | {"article-notebook-2": whole}, AUTHOR, 60, TEMPLATE)
-    assert "| `cifar10-small`, adadelta | 0.8 | 2, 1 diverged | 10.0 % | 1.900 | 75.0 % | 0.250 |" in text
+    assert "| `cifar10-small`, adadelta | 0.8 | 12 | 2, 1 diverged | 10.0 % | 1.900 | 75.0 % | 0.250 |" in text
     assert "| 900 | 48 | adadelta | 0.0 | 75.0 (75.0–75.0) % | 40.5 (40.0–41.0) % | – | 1.595 (1.590–1.600) | –" in text
     assert "| 80.8 (80.0–81.5) % | +40.3 | 1.192 (1.185–1.200) | −0.403 |" in text
     assert "**By accuracy, a gain is seen only with adadelta, 900 images and 48 epochs, where 0.0 is 40.4 ± " in text

@@ -6,7 +6,7 @@ the same bytes for the same figure.
 
 import io
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ VALIDATION = "#D55E00"
 MUTED = "#666666"
 SAMPLES = (0, 4, 8, 12)  # the training images that the article shows
 MISTAKES = 12
-LOSS_LIMIT = 5.0  # loss axes end here or before
+LOSS_LIMIT = 5.0  # loss axes end about here or before: a first epoch at rate 0.9 must not flatten all the others
 RATES_PER_ROW = 5
 FEW_IMAGES = 20  # whose accuracy is too uncertain to draw
 MANY_RATES = 40  # with more, marks are thin
@@ -138,7 +138,7 @@ def of_optimizers(
         pooled = {
             dropout: calibration.pooled([bins[result.variant] for result in group]) for dropout, group in alive.items()
         }
-        pictures[f"reliability-{optimizer}"] = reliability(pooled, optimizer)
+        pictures[f"reliability-{optimizer}"] = reliability(pooled, optimizer, {result.dropout for result in results})
     return pictures
 
 
@@ -242,7 +242,9 @@ def by_dropout(rates: Sequence[Mapping[str, Any]], results: Sequence[Result], co
     axes.set_xlim(dropouts[0] - 0.05, dropouts[-1] + 0.05)
     span = dropouts[-1] - dropouts[0] + 0.1
     if len(dropouts) == 1 or min(np.diff(dropouts)) >= span / _most_labels(axes, dropouts):
-        axes.set_xticks(dropouts)  # else matplotlib's round numbers, which have room
+        axes.set_xticks(
+            dropouts, [str(dropout) for dropout in dropouts]
+        )  # else matplotlib's round numbers, which have room
     # A band may go where no accuracy or loss can be.
     axes.set_ylim(max(low, -0.02 * high), min(high, 1.02) if "accuracy" in column else high)
     axes.set_title(f"{quantity.capitalize()} by dropout\n", fontsize=12)
@@ -322,21 +324,22 @@ def _filled(row: Mapping[str, Any], column: str) -> bool:
 
 
 @_styled
-def reliability(bins: Mapping[float, Sequence[Bin]], optimizer: str) -> Figure:
+def reliability(bins: Mapping[float, Sequence[Bin]], optimizer: str, dropouts: Iterable[float]) -> Figure:
     """Return the reliability diagram of an optimizer: accuracy by confidence, a line a dropout rate.
 
     `bins` are those of `calibration.pooled` by rate, of which `shown_rates` are drawn. Points of fewer than
-    `FEW_IMAGES` images are left out.
+    `FEW_IMAGES` images are left out. `dropouts` are all rates of the study: a rate has the same colour in the diagram
+    of each optimizer, though all its runs diverged with another.
     """
     figure = _figure(7.2, 5.2)
     axes = figure.subplots()
     axes.grid(visible=True, axis="both")
     axes.plot([0, 1], [0, 1], "--", color=MUTED, linewidth=1, label="calibrated")
-    dropouts = shown_rates(bins)
-    colors = matplotlib.colormaps["viridis"](np.linspace(0, 0.93, len(dropouts)))
-    for dropout, color in zip(dropouts, colors, strict=True):
+    every = sorted({*dropouts})
+    colors = dict(zip(every, matplotlib.colormaps["viridis"](np.linspace(0, 0.93, len(every))), strict=True))
+    for dropout in shown_rates(bins):
         points = [(each.confidence, each.accuracy) for each in bins[dropout] if each.images >= FEW_IMAGES]
-        axes.plot(*np.array(points).reshape(-1, 2).T, ".-", color=color, label=str(dropout), clip_on=False)
+        axes.plot(*np.array(points).reshape(-1, 2).T, ".-", color=colors[dropout], label=str(dropout), clip_on=False)
     axes.set_xlim(0, 1)
     axes.set_ylim(0, 1)
     axes.set_aspect("equal")
@@ -391,7 +394,8 @@ def small_multiples(
     grid = figure.subplots(2 * rows, columns, squeeze=False, sharex=True, sharey="row")
     for axes in grid.flat:
         axes.set_visible(False)  # the last row may be shorter
-    limit = _loss_limit([history for dropout in dropouts for history in histories[dropout]])
+    losses = _losses([history for dropout in dropouts for history in histories[dropout]])
+    limit = 1.05 * min(max(losses, default=1.0), LOSS_LIMIT)
     for i, dropout in enumerate(dropouts):
         row, column = divmod(i, columns)
         loss, accuracy = grid[2 * row : 2 * row + 2, column]
@@ -411,13 +415,15 @@ def small_multiples(
         accuracy.set_xlabel("epoch")
         accuracy.tick_params(labelbottom=True)
         accuracy.xaxis.get_major_locator().set_params(integer=True)
+    if max(losses, default=0.0) > limit:
+        grid[0, 0].plot([], [], "^", color=MUTED, markersize=4, label="loss above the axis")
     title = f"{optimizer}: training and validation, one line per seed"
     if len(dropouts) < len(histories):
         title += f"; {len(dropouts)} of {len(histories)} dropout rates"
     figure.suptitle(title)
     handles, labels = grid[0, 0].get_legend_handles_labels()
     unique = dict(zip(labels, handles, strict=True))
-    figure.legend(unique.values(), unique.keys(), loc="outside lower center", ncols=2, frameon=False)
+    figure.legend(unique.values(), unique.keys(), loc="outside lower center", ncols=3, frameon=False)
     return figure
 
 
@@ -436,7 +442,7 @@ def _draw_history(axes: Any, history: History, quantity: str, limit: float) -> N
             axes.plot(above, [limit] * len(above), "^", color=color, markersize=4, clip_on=False)
 
 
-def _loss_limit(histories: Sequence[History]) -> float:
-    """Return where the loss axis ends: a first epoch at rate 0.9 must not flatten all the others."""
+def _losses(histories: Sequence[History]) -> list[float]:
+    """Return all finite losses of some histories, of training and validation."""
     losses = [row[f"{part}_loss"] for history in histories for row in history for part in ("train", "validation")]
-    return 1.05 * min(max((loss for loss in losses if np.isfinite(loss)), default=1.0), LOSS_LIMIT)
+    return [loss for loss in losses if np.isfinite(loss)]

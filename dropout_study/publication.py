@@ -5,13 +5,14 @@ that docs/results.md is made of, and all that is left if the machine and DVC's c
 """
 
 import json
+import math
 import re
 import shutil
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dropout_study import files, progress, results
+from dropout_study import figures, files, progress, report, results
 from dropout_study.calibration import Bin
 from dropout_study.commands import DVC, output
 from dropout_study.errors import StudyError
@@ -100,3 +101,31 @@ def _read(directory: Path) -> Published:
         results.read_reliability(directory / files.RELIABILITY.name),
         files.read_json(directory / PROVENANCE),
     )
+
+
+def renew(study: Published) -> None:
+    """Write the words of a published verdict and its pictures again, from its tables.
+
+    So a change of the words or of the pictures needs neither data nor models. The confusion matrix stays as it is: its
+    table is not published.
+    """
+    directory = DIRECTORY / study.name
+    words = report.markdown(study.verdict, study.settings.dataset, study.results)
+    files.write_bytes(directory / files.VERDICT_PAGE.name, words.encode())
+    pictures = {
+        **{name: figures.by_dropout(study.rates, study.results, f"test_{name}") for name in results.QUANTITIES},
+        **figures.of_optimizers(study.rates, study.results, _histories(study), study.reliability),
+    }
+    for name, figure in pictures.items():
+        figures.save(figure, directory / PICTURES / f"{name}.png")
+
+
+def _histories(study: Published) -> dict[str, list[dict[str, float]]]:
+    """Return the history of each run, a row an epoch, as far as it is published."""
+    epochs: dict[str, dict[int, dict[str, float]]] = {result.variant: {} for result in study.results}
+    for row in study.histories:
+        epoch = int(row["epoch"])
+        values = epochs[row["variant"]].setdefault(epoch, {"epoch": epoch})
+        for quantity in results.QUANTITIES:
+            values[f"{row['part']}_{quantity}"] = float(row[quantity]) if row[quantity] else math.nan
+    return {variant: [*by_epoch.values()] for variant, by_epoch in epochs.items()}

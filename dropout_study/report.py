@@ -164,7 +164,9 @@ def statement(judged: Mapping[str, Any]) -> str:
         sentences.append(f"Not judged, because runs diverged: {listed(accuracy['not_judged'])}.")
     choice = judged["validation_choice"]
     if accuracy["may_be_best"]:
-        chosen = "may have" if choice in accuracy["may_be_best"] else "does not have"
+        chosen = "does not have"
+        if choice in accuracy["may_be_best"]:
+            chosen = "has" if len(accuracy["may_be_best"]) == 1 else "may have"
         sentences.append(f"Validation would choose {choice}, which {chosen} {HAS['accuracy']}.")
     return " ".join(sentences)
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jinja2
 
 from dropout_study import calibration, files, progress, report
-from dropout_study.publication import DIRECTORY, PICTURES, Published, read_published
+from dropout_study.publication import DIRECTORY, PICTURES, Published, read_published, renew
 from dropout_study.results import QUANTITIES, Result, by_rate, finished
 from dropout_study.settings import load_settings
 
@@ -634,18 +634,17 @@ def with_headline(readme: str, shown: str) -> str:
 
 
 def main() -> None:
-    """Write docs/results.md, the README's headline, and the words of each published verdict."""
+    """Write docs/results.md, the README's headline, and the words and pictures of each published study."""
     published, planned = read_published(), runs_planned()
     for study in published.values():
-        words = report.markdown(study.verdict, study.settings.dataset, study.results)
-        files.write_bytes(DIRECTORY / study.name / files.VERDICT_PAGE.name, words.encode())
+        renew(study)
     text = page(published, files.read_csv(AUTHOR), planned, TEMPLATE.read_text(encoding="utf-8"))
     files.write_bytes(PAGE, text.encode())
     if MAIN in published:
         shown = headline(published[MAIN], published.get(LONGER), planned)
         readme = with_headline(README.read_text(encoding="utf-8"), shown)
         files.write_bytes(README, readme.encode())
-    progress.say(f"written: {PAGE}, the results in {README}, and the verdicts in {DIRECTORY}/")
+    progress.say(f"written: {PAGE}, the results in {README}, the verdicts and pictures in {DIRECTORY}/")
 
 
 if __name__ == "__main__":

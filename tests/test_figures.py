@@ -55,7 +55,7 @@ def all_figures() -> dict[str, Figure]:
         "samples": figures.samples(IMAGES, CLASSES, "cifar10"),
         "bars": figures.bars(rates_of(RESULTS), [0.0, 0.5], "sgd", "test_accuracy"),
         "by_dropout": figures.by_dropout(rates_of(RESULTS), RESULTS, "test_accuracy"),
-        "reliability": figures.reliability({0.0: BINS, 0.5: BINS[:1]}, "sgd"),
+        "reliability": figures.reliability({0.0: BINS, 0.5: BINS[:1]}, "sgd", [0.0, 0.5]),
         "small_multiples": small_multiples({0.0: [HISTORY], 0.5: [HISTORY, HISTORY]}),
         "confusion": figures.confusion(confusion(LABELS, PROBABILITIES.argmax(axis=1), CLASSES), "sgd-0.0-0"),
         "mistakes": figures.mistakes_of("sgd-0.0-0", CLASSES, IMAGES, LABELS, PROBABILITIES),
@@ -400,13 +400,13 @@ def test_small_multiples_draw_a_single_epoch_as_a_point_and_count_diverged_runs(
 def test_small_multiples_mark_a_loss_off_the_scale() -> None:
     high = [HISTORY[0] | {"train_loss": 50.0}, *HISTORY[1:]]
 
-    axes = small_multiples({0.5: [high]}).axes[0]
+    figure = small_multiples({0.5: [high]})
 
+    axes = figure.axes[0]
     assert axes.get_ylim() == pytest.approx((0, 5.25))
-
-    (mark,) = (line for line in axes.lines if line.get_marker() == "^")
-
+    (mark,) = (line for line in axes.lines if line.get_marker() == "^" and len(line.get_xdata()))  # type: ignore[arg-type]
     assert (list(mark.get_xdata()), list(mark.get_ydata())) == ([1.0], [5.25])  # type: ignore[arg-type]
+    assert "loss above the axis" in [text.get_text() for text in figure.legends[0].texts]
 
 
 def test_small_multiples_keep_the_axis_of_finite_losses() -> None:
@@ -415,16 +415,36 @@ def test_small_multiples_keep_the_axis_of_finite_losses() -> None:
     figure = small_multiples({0.5: [diverged]})
 
     assert figure.axes[0].get_ylim() == pytest.approx((0, 2.1))
+    assert [text.get_text() for text in figure.legends[0].texts] == ["training", "validation"]
 
 
 def test_reliability_draws_accuracy_by_confidence_of_bins_with_enough_images() -> None:
-    axes = figures.reliability({0.5: BINS[1:2], 0.0: BINS}, "sgd").axes[0]
+    axes = figures.reliability({0.5: BINS[1:2], 0.0: BINS}, "sgd", [0.0, 0.5]).axes[0]
 
     diagonal, *lines = axes.lines
     assert list(diagonal.get_xdata()) == list(diagonal.get_ydata()) == [0, 1]  # type: ignore[arg-type]
     assert [line.get_label() for line in lines] == ["0.0", "0.5"]
     assert [list(line.get_xdata()) for line in lines] == [[0.3, 0.7], [0.7]]  # type: ignore[arg-type]
     assert [list(line.get_ydata()) for line in lines] == [[0.2, 0.5], [0.5]]  # type: ignore[arg-type]
+
+
+def test_reliability_draws_a_rate_in_one_colour_whatever_other_rates_have_a_line() -> None:
+    whole = figures.reliability({0.0: BINS, 0.5: BINS, 0.9: BINS}, "adadelta", [0.9, 0.0, 0.5]).axes[0]
+    part = figures.reliability({0.0: BINS, 0.5: BINS}, "sgd", [0.9, 0.0, 0.5]).axes[0]
+
+    colors, colors_of_part = (
+        {line.get_label(): to_hex(line.get_color()) for line in axes.lines} for axes in (whole, part)
+    )
+    assert colors_of_part == {label: colors[label] for label in ("calibrated", "0.0", "0.5")}
+    assert len({*colors.values()}) == len(colors)
+
+
+def test_by_dropout_labels_a_single_rate_as_the_settings_do() -> None:
+    study = [item for item in RESULTS if item.dropout == 0.0]
+
+    axes = figures.by_dropout(rates_of(study), study, "test_accuracy").axes[0]
+
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["0.0"]
 
 
 def test_of_optimizers_draws_the_articles_charts_and_histories_of_each() -> None:

@@ -32,8 +32,9 @@ def test_statement_names_what_may_be_best_and_what_is_worse() -> None:
 def test_statement_of_one_rate_left_says_that_it_is_best() -> None:
     text = statement(study({0.0: WORSE, 0.5: CLEAR}))
 
-    assert text.startswith(
-        "0.5 has the highest accuracy: every other rate is worse. 0.5 has the lowest loss: every other rate is worse."
+    assert text == (
+        "0.5 has the highest accuracy: every other rate is worse. 0.5 has the lowest loss: every other rate is worse. "
+        "Validation would choose 0.5, which has the highest accuracy."
     )
 
 

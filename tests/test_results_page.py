@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from dropout_study import calibration, files, report, results_page, statistics
-from dropout_study.publication import DIRECTORY, Published, read_published
+from dropout_study.publication import DIRECTORY, PICTURES, Published, read_published
 from dropout_study.results import QUANTITIES, Result, by_rate, finished
 from dropout_study.settings import load_settings
 from tests.clones import PROJECT
@@ -404,17 +404,24 @@ def test_committed_readme_shows_the_main_study() -> None:
     assert f"results/{results_page.MAIN}/plots/loss.png" in readme
 
 
-def test_main_writes_the_page_the_headline_and_the_verdicts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_main_writes_the_page_the_headline_and_the_words_and_pictures_of_studies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for directory in (DIRECTORY, results_page.PRESET.parent):
         shutil.copytree(PROJECT / directory, tmp_path / directory)
     monkeypatch.chdir(tmp_path)
     verdict = DIRECTORY / results_page.MAIN / files.VERDICT_PAGE.name
     verdict.write_text("old")
+    pictures = sorted(path for path in DIRECTORY.glob(f"*/{PICTURES}/*.png") if path.stem != "confusion")
+    for path in pictures:
+        path.unlink()
     results_page.README.write_text(f"{results_page.BEGIN}old{results_page.END}\n")
 
     results_page.main()
 
     assert verdict.read_text() == (PROJECT / verdict).read_text()
+    assert len(pictures) > 30
+    assert [path for path in pictures if path.read_bytes() != (PROJECT / path).read_bytes()] == []
     assert results_page.PAGE.read_text() == (PROJECT / results_page.PAGE).read_text()
     assert results_page.README.read_text().strip() in (PROJECT / results_page.README).read_text()
 

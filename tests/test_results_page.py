@@ -1,273 +1,23 @@
-"""docs/results.md: its judgements, and that it says what results/ says."""
+"""docs/results.md: its sections, and that it says what results/ says."""
 
 import math
 import re
 import shutil
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 import pytest
 
 from dropout_study import calibration, files, report, results_page, statistics
 from dropout_study.publication import DIRECTORY, PICTURES, Published, read_published
-from dropout_study.results import QUANTITIES, Result, by_rate, finished
+from dropout_study.results import QUANTITIES, by_rate, finished
 from dropout_study.settings import load_settings
 from tests.clones import PROJECT
-from tests.studies import rates_of, verdict_of
-from tests.test_results import result
+from tests.test_claims import CLEAR, NEAR, WORSE, published, runs
 
-CLEAR, NEAR, WORSE = [0.80, 0.81, 0.82], [0.81, 0.80, 0.815], [0.60, 0.61, 0.62]
 AUTHOR = files.read_csv(PROJECT / results_page.AUTHOR)
 TEMPLATE = (PROJECT / results_page.TEMPLATE).read_text()
 STUDIES = sorted(path.parent.name for path in (PROJECT / DIRECTORY).glob("*/params.yaml"))
-MACHINE = {
-    "device": "CPU",
-    "processor": "Some CPU",
-    "instruction_sets": ["avx2"],
-    "system": "Linux x86_64",
-    "threads": 2,
-    "shards": 2,
-    "versions": {"python": "3.11.7", "keras": "3.15.1"},
-    "variables": {},
-}
-
-
-def runs(optimizer: str, accuracies: dict[float, list[float]]) -> list[Result]:
-    """Return runs with these test accuracies, and losses that rank them alike; a run of NaN diverged."""
-    return [
-        result(
-            f"{optimizer}-{rate}-{seed}",
-            test_accuracy=accuracy if math.isfinite(accuracy) else 0.1,
-            test_loss=2 - accuracy if math.isfinite(accuracy) else 2.3,
-            diverged=None if math.isfinite(accuracy) else 2,
-        )
-        for rate, values in accuracies.items()
-        for seed, accuracy in enumerate(values)
-    ]
-
-
-def published(name: str, rows: list[Result], preset: str = "cifar10-small", epochs: int | None = None) -> Published:
-    verdict = verdict_of(rows) | {"machines": [{"provenance": MACHINE, "variants": [row.variant for row in rows]}]}
-    settings = load_settings(PROJECT / f"presets/{preset}.yaml")
-    train = settings.train.model_copy(update={"epochs": epochs or settings.train.epochs})
-    study = settings.study.model_copy(update={"optimizers": [*dict.fromkeys(row.optimizer for row in rows)]})
-    provenance: dict[str, Any] = {
-        "commit": "0123456789abcdef",
-        "date": "2026-11-25",
-        "archive": next(iter(results_page.ARCHIVES)),
-        "machines": verdict["machines"],
-        "trainings": {row.variant: {"epochs": 12, "seconds": 60.0, "images_per_second": 500.0} for row in rows},
-    }
-    bins = {row.variant: [calibration.Bin(0.6, 0.8, 500, 0.7, row.test_accuracy)] for row in finished(rows)}
-    histories = [
-        {
-            "optimizer": row.optimizer,
-            "dropout": f"{row.dropout}",
-            "epoch": f"{epoch}",
-            "part": "validation",
-            "loss": f"{2 / epoch}",
-            "accuracy": f"{epoch / 20}",
-        }
-        for row in finished(rows)
-        for epoch in range(1, train.epochs + 1)
-    ]
-    settings = settings.model_copy(update={"study": study, "train": train})
-    return Published(name, settings, rows, rates_of(rows), verdict, histories, bins, provenance)
-
-
-def judged(accuracies: dict[float, list[float]], optimizer: str = "sgd") -> dict[str, Any]:
-    return verdict_of(runs(optimizer, accuracies))["optimizers"][optimizer]["accuracy"]
-
-
-def test_judge_rate_is_seen_if_every_other_rate_is_worse() -> None:
-    verdict, reason = results_page.judge_rate(judged({0.0: WORSE, 0.5: CLEAR}), "accuracy")
-
-    assert verdict == "seen"
-    assert re.fullmatch(r"Every other rate is worse; the closest, 0\.0, is 20\.0 ± .* points below 0\.5\.", reason)
-
-
-def test_judge_rate_is_not_seen_if_the_rate_is_worse() -> None:
-    verdict, reason = results_page.judge_rate(judged({0.0: CLEAR, 0.5: WORSE}), "accuracy")
-
-    assert verdict == "not seen"
-    assert re.fullmatch(r"0\.5 is 20\.0 ± .* points below 0\.0\.", reason)
-
-
-@pytest.mark.parametrize(("at_half", "leader"), [(NEAR, 0.3), (CLEAR, 0.5)])
-def test_judge_rate_is_not_decidable_among_several(at_half: list[float], leader: float) -> None:
-    other = CLEAR if at_half is NEAR else NEAR
-
-    verdict, reason = results_page.judge_rate(judged({0.0: WORSE, 0.3: other, 0.5: at_half}), "accuracy")
-
-    second = 0.5 if leader == 0.3 else 0.3
-    assert verdict == "not decidable"
-    assert re.fullmatch(rf"0\.3 and 0\.5 may have the highest accuracy: {second} is .* points below {leader}\.", reason)
-
-
-@pytest.mark.parametrize(
-    ("accuracies", "reason"),
-    [
-        ({0.0: CLEAR, 0.3: WORSE}, "0.5 was not trained."),
-        ({0.0: CLEAR, 0.3: NEAR, 0.5: [0.8, math.nan]}, "Runs at 0.5 diverged."),
-        ({0.0: [0.5], 0.5: [0.9]}, "One run per rate gives no verdict."),
-    ],
-)
-def test_judge_rate_is_not_decidable_without_a_verdict_on_it(accuracies: dict[float, list[float]], reason: str) -> None:
-    assert results_page.judge_rate(judged(accuracies), "accuracy") == ("not decidable", reason)
-
-
-@pytest.mark.parametrize(
-    ("adadelta", "sgd", "verdict"),
-    [(CLEAR, WORSE, "seen"), (WORSE, CLEAR, "not seen"), (CLEAR, NEAR, "not decidable")],
-)
-def test_judge_optimizer_asks_to_whom_all_belong_that_may_be_best(
-    adadelta: list[float], sgd: list[float], verdict: str
-) -> None:
-    rows = [*runs("adadelta", {0.0: adadelta, 0.5: adadelta}), *runs("sgd", {0.0: sgd, 0.5: sgd})]
-
-    judgement = results_page.judge_optimizer(verdict_of(rows)["across_optimizers"], "adadelta")
-
-    assert judgement.verdict == verdict
-    assert re.match(r"By accuracy, \w+ at 0\.\d leads; \w+ at 0\.\d, the best of the other, is ", judgement.reason)
-    assert "By loss, " in judgement.reason
-
-
-@pytest.mark.parametrize(
-    ("adadelta", "sgd", "answer"),
-    [
-        (CLEAR, CLEAR, r"Yes, by accuracy: with adadelta, every other rate is worse; .*; with sgd, every other "),
-        (WORSE, WORSE, r"No, by accuracy: with adadelta, 0\.5 is .* below 0\.0; with sgd, 0\.5 is .* below 0\.0\."),
-        (CLEAR, WORSE, r"It depends, or cannot be decided, by accuracy: with adadelta, every .*; with sgd, 0\.5 is "),
-    ],
-)
-def test_answer_to_article_speaks_of_every_optimizer(adadelta: list[float], sgd: list[float], answer: str) -> None:
-    rows = [
-        *runs("adadelta", {0.0: [0.7, 0.71, 0.72], 0.5: adadelta}),
-        *runs("sgd", {0.0: [0.7, 0.71, 0.72], 0.5: sgd}),
-    ]
-
-    observed = results_page.answer_to_article(verdict_of(rows))
-
-    assert re.match(answer, observed)
-
-
-@pytest.mark.parametrize(
-    ("adadelta", "sgd", "answer"),
-    [
-        ({0.0: NEAR, 0.3: CLEAR}, {0.0: NEAR, 0.3: CLEAR}, "0.0 and 0.3 may be the best by"),
-        ({0.0: WORSE, 0.3: CLEAR}, {0.0: CLEAR, 0.3: WORSE}, "No single rate may be the best by"),
-    ],
-)
-def test_best_by_all_takes_the_rates_that_no_verdict_calls_worse(
-    adadelta: dict[float, list[float]], sgd: dict[float, list[float]], answer: str
-) -> None:
-    verdict = verdict_of([*runs("adadelta", adadelta), *runs("sgd", sgd)])
-
-    assert results_page.best_by_all(verdict, 12) == (
-        f"**{answer} both accuracy and loss, with both optimizers, after 12 epochs.**"
-    )
-
-
-@pytest.mark.parametrize(
-    ("adadelta", "sgd", "leads"),
-    [
-        ({0.0: WORSE, 0.3: CLEAR}, {0.0: NEAR, 0.3: CLEAR}, "4"),
-        ({0.0: WORSE, 0.3: NEAR, 0.5: CLEAR}, {0.0: CLEAR, 0.3: NEAR, 0.5: WORSE}, "none"),
-    ],
-)
-def test_best_by_all_says_how_often_the_only_rate_leads(
-    adadelta: dict[float, list[float]], sgd: dict[float, list[float]], leads: str
-) -> None:
-    verdict = verdict_of([*runs("adadelta", adadelta), *runs("sgd", sgd)])
-
-    assert results_page.best_by_all(verdict, 12) == (
-        "**0.3 is the only rate that may be the best by both accuracy and loss, with both optimizers, after 12 "
-        f"epochs.** It leads in {leads} of the 4 comparisons, and is worse in none."
-    )
-
-
-@pytest.mark.parametrize(("at_half", "sentence"), [(NEAR, "By loss, 0.5 may be the best with adadelta."), (WORSE, "")])
-def test_article_by_loss_names_the_optimizers_with_which_it_may_be_best(at_half: list[float], sentence: str) -> None:
-    verdict = verdict_of([*runs("adadelta", {0.0: CLEAR, 0.5: at_half}), *runs("sgd", {0.0: CLEAR, 0.5: WORSE})])
-
-    assert results_page.article_by_loss(verdict) == sentence
-
-
-def test_still_rising_compares_the_articles_rate_with_the_leader() -> None:
-    main = published("cifar10-small", runs("adadelta", {0.0: CLEAR, 0.5: WORSE}))
-    alike = results_page.still_rising(main)
-    for row in main.histories:
-        if row["dropout"] == "0.0" and row["epoch"] == "12":
-            row["accuracy"] = "0.40"
-
-    assert alike == ""
-    assert results_page.still_rising(main) == (
-        "More epochs might change this: in the last 3 of 12, validation accuracy at 0.5 still rose by 15.0 points with "
-        "adadelta (at 0.0, which leads: −5.0)."
-    )
-
-
-def test_lowest_losses_names_the_rate_with_the_lowest_loss_of_all_epochs() -> None:
-    rows = [*runs("adadelta", {0.0: CLEAR, 0.5: WORSE}), *runs("sgd", {0.0: CLEAR, 0.5: WORSE})]
-    main = published("cifar10-small", rows)
-    for row in main.histories:
-        if (row["optimizer"], row["dropout"], row["epoch"]) == ("adadelta", "0.5", "3"):
-            row["loss"] = "0.125"
-
-    assert results_page.lowest_losses(main) == "with adadelta, 0.5 (0.125) and with sgd, 0.0 (0.167)"
-
-
-def test_with_more_epochs_says_what_the_longer_study_says_once_there_is_one() -> None:
-    main = published("cifar10-small", runs("adadelta", {0.0: CLEAR, 0.3: CLEAR, 0.5: WORSE}))
-    longer = published("cifar10-longer", runs("adadelta", {0.0: WORSE, 0.5: CLEAR}), "cifar10-longer")
-
-    assert results_page.with_more_epochs(main, None) == results_page.still_rising(main)
-    assert results_page.with_more_epochs(main, longer) == (
-        "After 24 epochs (6 more runs, at 0.0, 0.3 and 0.5 only): with adadelta, 0.5 has the highest accuracy and 0.5 "
-        "has the lowest loss."
-    )
-
-
-def test_longer_rows_have_each_rate_of_the_longer_study_with_fewer_and_more_epochs() -> None:
-    main = published("cifar10-small", runs("adadelta", {0.0: CLEAR, 0.1: CLEAR, 0.3: [math.nan], 0.5: WORSE}))
-    longer = published("cifar10-longer", runs("adadelta", {0.0: CLEAR, 0.3: NEAR, 0.5: NEAR}), "cifar10-longer")
-
-    rows = results_page.longer_rows(main, longer)
-
-    assert [row[:3] for row in rows] == [("adadelta", rate, epochs) for rate in (0.0, 0.3, 0.5) for epochs in (12, 24)]
-    assert rows[2][3:] == ("–", "–", "–", "–", "–")
-    accuracy, loss = "61.0 (60.0–62.0) %", "1.390 (1.380–1.400)"
-    assert rows[4][4:] == (accuracy, loss, "45.0 → 60.0 %", "0.167 in epoch 12")
-    accuracy, loss = "80.8 (80.0–81.5) %", "1.192 (1.185–1.200)"
-    assert rows[5][4:] == (accuracy, loss, "105.0 → 120.0 %", "0.083 in epoch 24")
-
-
-@pytest.mark.parametrize(
-    ("without", "seen"),
-    [
-        (CLEAR, "By accuracy, no gain is seen: 0.0 may have the highest accuracy with every amount of data, though"),
-        (WORSE, "By accuracy, a gain is seen with every amount of data: 0.0 is worse."),
-    ],
-)
-def test_gain_seen_asks_whether_no_dropout_is_worse(without: list[float], seen: str) -> None:
-    study = published("cifar10-small", runs("adadelta", {0.0: without, 0.3: NEAR}))
-
-    assert results_page.gain_seen([study], "accuracy").startswith(seen)
-
-
-def test_gain_seen_names_the_studies_in_which_no_dropout_is_worse_if_there_are_others() -> None:
-    main = published("cifar10-small", runs("adadelta", {0.0: CLEAR, 0.3: NEAR}))
-    longer = published("cifar10-longer", runs("adadelta", {0.0: WORSE, 0.3: NEAR}), "cifar10-longer")
-
-    observed = results_page.gain_seen([main, longer], "accuracy")
-
-    assert re.fullmatch(
-        r"By accuracy, a gain is seen only with adadelta, 9,000 images and 24 epochs, where 0\.0 is 19\.9 ± \S+ points "
-        r"below 0\.3\. Elsewhere, 0\.0 may have the highest accuracy, though a gain smaller than the margins may be "
-        r"there\.",
-        observed,
-    )
 
 
 def test_page_compares_amounts_of_data_only_if_there_are_several() -> None:
@@ -282,20 +32,6 @@ def test_page_compares_amounts_of_data_only_if_there_are_several() -> None:
 
     assert heading not in text
     assert heading in several
-
-
-def test_claims_without_a_second_optimizer_are_not_decidable() -> None:
-    main = published("cifar10-small", runs("adadelta", {0.0: WORSE, 0.5: CLEAR}))
-
-    judgements = [judgement for _, judgement in results_page.claims(main)]
-
-    assert [judgement.verdict for judgement in judgements] == [
-        "not decidable",
-        "not decidable",
-        "seen",
-        "not decidable",
-    ]
-    assert [judgement for _, judgement in results_page.claims(None)] != judgements
 
 
 def test_page_of_all_studies_has_every_section_and_their_figures() -> None:

@@ -6,7 +6,9 @@ import socket
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from dropout_study.cli import main
 from dropout_study.errors import StudyError
 from dropout_study.sweep import ray_pool
 from dropout_study.sweep.project import SWEEP
@@ -126,10 +128,26 @@ def test_room_counts_trainings_that_fit_on_a_node_each(threads: int, gpus: float
     assert ray_pool.room(nodes, threads, gpus) == expected
 
 
-@pytest.mark.parametrize(("threads", "gpus", "wanted"), [(8, 0.0, "8 cores"), (1, 1.0, "1 cores and 1 GPUs")])
+@pytest.mark.parametrize(("threads", "gpus", "wanted"), [(8, 0.0, "8 cores"), (1, 1.0, "1 core and 1 GPU")])
 def test_room_refuses_what_no_node_has(threads: int, gpus: float, wanted: str) -> None:
     with pytest.raises(StudyError, match=f"no machine of the cluster has {wanted}"):
         ray_pool.room([{"CPU": 4.0}, {"CPU": 4.0}], threads, gpus)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "message"),
+    [
+        ("1.5", "1.5 is neither a whole number nor at most 1"),
+        ("nan", "nan is neither a whole number nor at most 1"),
+        ("2", "--gpus-per-worker needs --ray or --address"),
+        ("0.25", "--gpus-per-worker needs --ray or --address"),
+    ],
+)
+def test_gpus_per_worker_is_a_whole_number_or_a_share_of_one(gpus: str, message: str) -> None:
+    refused = CliRunner().invoke(main, ["sweep", "--gpus-per-worker", gpus])
+
+    assert refused.exit_code == 2
+    assert message in refused.stderr
 
 
 @pytest.mark.parametrize("address", ["auto", "ray://127.0.0.1:1"])

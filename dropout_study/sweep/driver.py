@@ -62,6 +62,7 @@ def sweep(options: Options, ray: ray_pool.RayOptions | None = None) -> None:
     if ray:
         ray_pool.require_ray(ray.address)
     settings = load_settings()
+    project.require_own_repository()
     study_keys = [variant.key for variant in settings.variants]
     if ray and not settings.train.threads:
         raise StudyError(
@@ -111,6 +112,7 @@ def sweep(options: Options, ray: ray_pool.RayOptions | None = None) -> None:
 def send(repository: str) -> None:
     """Push what a sweep over machines needs, and say how to train and collect it."""
     settings = load_settings()
+    project.require_own_repository()
     with files.locked(project.SWEEP / "lock", BUSY):
         boards.STATUS.unlink(missing_ok=True)
         dvc("repro", "normalize")

@@ -318,6 +318,21 @@ def collect(repository: str, name: str) -> None:
     collect(repository, name)
 
 
+@sweep.command()
+@click.argument("repository", callback=_url)
+@click.argument("name")
+def forget(repository: str, name: str) -> None:
+    """Give up a sweep that was sent.
+
+    Removes what `send` and the workers pushed of it to the Git repository; no worker trains more of it. Outputs stay in
+    the DVC remote, where the workers of another sweep find them.
+    """
+    from dropout_study.sweep.driver import forget
+
+    os.chdir(find_project())
+    forget(repository, name)
+
+
 @main.command()
 def status() -> None:
     """Show how far the trainings are.

@@ -161,6 +161,13 @@ def collect(repository: str, sweep: str) -> None:
         dvc("repro")
 
 
+def forget(repository: str, sweep: str) -> None:
+    """Give a sweep up: remove its snapshot, so that workers train no more of it, and the entries that they pushed."""
+    pushed = remote.pushed_variants(repository, sweep)
+    remote.forget(repository, sweep, pushed)
+    say(f"{sweep}: given up; the outputs of {report.count(pushed, 'trained variant')} stay in the DVC remote")
+
+
 def threads_per_worker(settings: Settings, workers: int, chosen: int | None) -> int:
     """Return the threads that each worker computes with; raises `StudyError` if `chosen` cannot be had."""
     fixed = settings.train.threads

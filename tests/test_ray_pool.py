@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import socket
+import stat
 from pathlib import Path
 
 import pytest
@@ -48,7 +49,10 @@ def test_ray_of_a_cluster_refuses_a_token_that_is_not_private(tmp_path: Path, mo
 
 
 def test_ray_that_does_not_start_is_an_error_with_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    modes: list[int] = []
+
     def time_out(**_: object) -> None:
+        modes.append(stat.S_IMODE(Path(os.environ["RAY_AUTH_TOKEN_PATH"]).stat().st_mode))
         raise Exception("The current node timed out during startup.")
 
     monkeypatch.chdir(tmp_path)
@@ -64,6 +68,7 @@ def test_ray_that_does_not_start_is_an_error_with_its_reason(tmp_path: Path, mon
     ):
         pass
 
+    assert modes == [0o600]
     assert not (SWEEP / "ray-token").exists()
 
 

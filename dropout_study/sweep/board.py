@@ -28,6 +28,7 @@ EPOCH = re.compile(r"epoch +(\d+)/(\d+) .*validation loss +\S+  accuracy +(\S+%)
 WAITING, RUNNING, TRAINED, FAILED = "waiting", "running", "trained", "failed"
 ATTEMPTS = 3  # of a variant whose training, worker or machine was lost
 LAST_LINES = 15
+UNLIMITED_WIDTH = 1_000
 
 
 @dataclass
@@ -178,8 +179,8 @@ def final_table(board: Board) -> Table:
 
 
 def show(renderable: Any) -> None:
-    """Print something that `rich` draws, plainly where there is no terminal."""
-    Console(soft_wrap=not sys.stdout.isatty()).print(renderable)
+    """Print something that `rich` draws; where there is no terminal, as wide as it is, so that a row is a line."""
+    Console(width=None if sys.stdout.isatty() else UNLIMITED_WIDTH).print(renderable)
 
 
 def read_status() -> tuple[dict[str, Row], float | None] | None:

@@ -1,5 +1,6 @@
 """The sweep: what DVC misses goes to the workers, what they train comes back, DVC does the rest."""
 
+import math
 import os
 import signal
 import statistics
@@ -41,7 +42,7 @@ class Engine(Protocol):
 
 
 class Options(NamedTuple):
-    """How to sweep: with how many `workers` (None: as many as it makes sense), `threads` each (None: cores / workers).
+    """How to sweep: with how many `workers` (None: as many as make sense), `threads` each (None: cores / workers).
 
     If a variant fails, no more variants are started by default; `keep_going` starts the others, `fail_fast` ends those
     that run.
@@ -194,7 +195,7 @@ def _announce(settings: Settings, keys: Sequence[str], workers: int, threads: in
     say(f"{len(keys)} of {total} variants to train with {report.count(workers, 'worker')}, {each} each")
     if seconds:
         took = statistics.median(seconds)
-        about = duration(took * len(keys) / workers)
+        about = duration(took * math.ceil(len(keys) / workers))
         say(f"about {about} if workers do not slow each other: a training took {duration(took)}, by the logs")
     if not settings.train.threads and threads != cores:
         say(
@@ -202,7 +203,7 @@ def _announce(settings: Settings, keys: Sequence[str], workers: int, threads: in
             "differ in their last digits, and provenance shows it; a fixed number gives equal bytes either way."
         )
     if threads * workers > cores:
-        say(f"{workers} workers × {threads} threads on {cores} cores: this will not be faster")
+        say(f"{report.count(workers, 'worker')} × {each} on {report.count(cores, 'core')}: this will not be faster")
 
 
 def _say_what_is_uncommitted() -> None:

@@ -102,6 +102,30 @@ def test_show_without_a_terminal_prints_a_row_a_line(capsys: pytest.CaptureFixtu
         assert worker in row
 
 
+def test_note_is_written_at_once_where_there_is_no_terminal(capfd: pytest.CaptureFixture[str]) -> None:
+    board = Board(KEYS, workers=2)
+
+    with board.shown():
+        board.note("stopping")
+
+    assert capfd.readouterr().err == "\nstopping\n"
+
+
+def test_note_is_drawn_below_the_variants_on_a_terminal(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is written beside a display that is drawn in place is drawn over."""
+    board = Board(KEYS, workers=2)
+    board.started(KEYS[0], "worker-1")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+
+    with board.shown():
+        board.note("stopping")
+
+    assert text(board.render()).splitlines()[-1] == "stopping"
+    assert capfd.readouterr().err == ""
+
+
 def test_status_file_has_the_rows_that_the_board_wrote() -> None:
     board = Board(KEYS, workers=2, known_seconds=[10.0])
     board.started(KEYS[0], "worker-1")

@@ -22,6 +22,7 @@ from dropout_study.sweep.local_pool import LocalPool, cpu_sets
 from dropout_study.sweep.worker import clear
 
 DEFAULT_WORKERS = 2
+STOPPING = "stopping: trainings end after their step, and resume next time"
 BUSY = "another sweep runs in this project; `dropout-study status` shows it"
 
 
@@ -224,7 +225,7 @@ def _train(board: Board, engine: Engine, study_keys: Sequence[str]) -> None:
 
     `study_keys` has the variants of the study. Raises `StudyError` if some failed, were refused or were not trained.
     """
-    with _interruptible(_say_that_trainings_end) as interrupted:
+    with _interruptible(lambda: board.note(STOPPING)) as interrupted:
         try:
             with board.shown():
                 engine.run(board, interrupted)
@@ -242,10 +243,6 @@ def _train(board: Board, engine: Engine, study_keys: Sequence[str]) -> None:
     if problems:
         kept = len(board.keys) - len(failed) - len(waiting) - len(refused)
         raise StudyError("; ".join(problems) + f"; {kept} are trained and kept")
-
-
-def _say_that_trainings_end() -> None:
-    os.write(2, b"\nstopping: trainings end after their step, and resume next time\n")
 
 
 @contextmanager

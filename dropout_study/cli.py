@@ -164,6 +164,13 @@ def _url(context: click.Context, _: click.Parameter, repository: str | None) -> 
     return repository if repository is None or context.resilient_parsing else remote.url(repository)
 
 
+def _whole_or_shared(_: click.Context, __: click.Parameter, gpus: float) -> float:
+    """Return a number of GPUs that Ray can give."""
+    if not (gpus <= 1 or gpus % 1 == 0):
+        raise click.BadParameter(f"{gpus:g} is neither a whole number nor at most 1, a share of one")
+    return gpus
+
+
 # The options of a sweep that only count with Ray, in the order of `RayOptions`.
 RAY_OPTIONS = ("repository", "scratch", "checkpoints", "gpus_per_worker")
 scratch_option = click.option(
@@ -202,7 +209,14 @@ checkpoints_option = click.option(
 )
 @click.option("--address", help="Train by the Ray cluster at this address, such as auto. Needs --repository.")
 @click.option("--repository", callback=_url, help="With Ray: the URL of a Git repository that every machine reaches.")
-@click.option("--gpus-per-worker", type=click.FloatRange(0), default=0.0, show_default=True, help="With Ray.")
+@click.option(
+    "--gpus-per-worker",
+    type=click.FloatRange(0),
+    default=0.0,
+    show_default=True,
+    callback=_whole_or_shared,
+    help="With Ray: a whole number, or the share of one that each training gets.",
+)
 @scratch_option
 @checkpoints_option
 @click.pass_context
@@ -302,6 +316,21 @@ def collect(repository: str, name: str) -> None:
 
     os.chdir(find_project())
     collect(repository, name)
+
+
+@sweep.command()
+@click.argument("repository", callback=_url)
+@click.argument("name")
+def forget(repository: str, name: str) -> None:
+    """Give up a sweep that was sent.
+
+    Removes what `send` and the workers pushed of it to the Git repository; no worker trains more of it. Outputs stay in
+    the DVC remote, where the workers of another sweep find them.
+    """
+    from dropout_study.sweep.driver import forget
+
+    os.chdir(find_project())
+    forget(repository, name)
 
 
 @main.command()

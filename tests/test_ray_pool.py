@@ -3,10 +3,13 @@
 import importlib.util
 import os
 import socket
+import stat
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from dropout_study.cli import main
 from dropout_study.errors import StudyError
 from dropout_study.sweep import ray_pool
 from dropout_study.sweep.project import SWEEP
@@ -46,7 +49,10 @@ def test_ray_of_a_cluster_refuses_a_token_that_is_not_private(tmp_path: Path, mo
 
 
 def test_ray_that_does_not_start_is_an_error_with_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    modes: list[int] = []
+
     def time_out(**_: object) -> None:
+        modes.append(stat.S_IMODE(Path(os.environ["RAY_AUTH_TOKEN_PATH"]).stat().st_mode))
         raise Exception("The current node timed out during startup.")
 
     monkeypatch.chdir(tmp_path)
@@ -62,6 +68,7 @@ def test_ray_that_does_not_start_is_an_error_with_its_reason(tmp_path: Path, mon
     ):
         pass
 
+    assert modes == [0o600]
     assert not (SWEEP / "ray-token").exists()
 
 
@@ -126,10 +133,26 @@ def test_room_counts_trainings_that_fit_on_a_node_each(threads: int, gpus: float
     assert ray_pool.room(nodes, threads, gpus) == expected
 
 
-@pytest.mark.parametrize(("threads", "gpus", "wanted"), [(8, 0.0, "8 cores"), (1, 1.0, "1 cores and 1 GPUs")])
+@pytest.mark.parametrize(("threads", "gpus", "wanted"), [(8, 0.0, "8 cores"), (1, 1.0, "1 core and 1 GPU")])
 def test_room_refuses_what_no_node_has(threads: int, gpus: float, wanted: str) -> None:
     with pytest.raises(StudyError, match=f"no machine of the cluster has {wanted}"):
         ray_pool.room([{"CPU": 4.0}, {"CPU": 4.0}], threads, gpus)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "message"),
+    [
+        ("1.5", "1.5 is neither a whole number nor at most 1"),
+        ("nan", "nan is neither a whole number nor at most 1"),
+        ("2", "--gpus-per-worker needs --ray or --address"),
+        ("0.25", "--gpus-per-worker needs --ray or --address"),
+    ],
+)
+def test_gpus_per_worker_is_a_whole_number_or_a_share_of_one(gpus: str, message: str) -> None:
+    refused = CliRunner().invoke(main, ["sweep", "--gpus-per-worker", gpus])
+
+    assert refused.exit_code == 2
+    assert message in refused.stderr
 
 
 @pytest.mark.parametrize("address", ["auto", "ray://127.0.0.1:1"])

@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from dropout_study.progress import TrainingReport
-from dropout_study.sweep.board import FAILED, RUNNING, TRAINED, WAITING, Board, drawn, final_table, read_status
+from dropout_study.sweep.board import FAILED, RUNNING, TRAINED, WAITING, Board, drawn, final_table, read_status, show
 
 KEYS = ("sgd-0.0-0", "sgd-0.5-0", "adadelta-0.0-0", "adadelta-0.5-0")
 
@@ -87,6 +87,43 @@ def test_final_table_has_every_variant() -> None:
     assert header[:3] == ["variant", "state", "worker"]
     assert trained == [KEYS[0], TRAINED, "worker-1", "1", "min", "05", "s", "61.5", "s", "1"]
     assert waiting == [KEYS[1], WAITING]
+
+
+def test_show_without_a_terminal_prints_a_row_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    worker = f"{'node' * 20}.cluster.example.org, process 30569"
+    board = Board(KEYS[:1], workers=1)
+    board.started(KEYS[0], worker)
+
+    for renderable in (drawn(board.rows, None), final_table(board)):
+        show(renderable)
+
+        _, row = capsys.readouterr().out.splitlines()
+        assert KEYS[0] in row
+        assert worker in row
+
+
+def test_note_is_written_at_once_where_there_is_no_terminal(capfd: pytest.CaptureFixture[str]) -> None:
+    board = Board(KEYS, workers=2)
+
+    with board.shown():
+        board.note("stopping")
+
+    assert capfd.readouterr().err == "\nstopping\n"
+
+
+def test_note_is_drawn_below_the_variants_on_a_terminal(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is written beside a display that is drawn in place is drawn over."""
+    board = Board(KEYS, workers=2)
+    board.started(KEYS[0], "worker-1")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+
+    with board.shown():
+        board.note("stopping")
+
+    assert text(board.render()).splitlines()[-1] == "stopping"
+    assert capfd.readouterr().err == ""
 
 
 def test_status_file_has_the_rows_that_the_board_wrote() -> None:

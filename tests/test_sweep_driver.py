@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 
 from dropout_study import files
+from dropout_study.commands import output
+from dropout_study.errors import StudyError
 from dropout_study.settings import load_settings
-from dropout_study.sweep import driver
+from dropout_study.sweep import driver, project
 
 
 def test_dvc_is_ended_by_an_interrupt_that_comes_while_it_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -29,6 +31,30 @@ def test_dvc_is_ended_by_an_interrupt_that_comes_while_it_is_started(monkeypatch
         driver.dvc()
 
     assert started[0].returncode == -signal.SIGINT
+
+
+def test_require_own_repository_refuses_a_directory_of_a_larger_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output("git", "init", "--quiet", str(tmp_path))
+    (tmp_path / "studies/dropout").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    project.require_own_repository()
+
+    monkeypatch.chdir("studies/dropout")
+
+    with pytest.raises(StudyError, match="this project is studies/dropout/ of a larger Git repository; "):
+        project.require_own_repository()
+
+
+def test_require_own_repository_refuses_a_directory_without_git(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+
+    with pytest.raises(StudyError, match="not a git repository"):
+        project.require_own_repository()
 
 
 def test_instructions_name_the_url_without_its_credentials() -> None:

@@ -1,5 +1,6 @@
 """What people see of a sweep: how far each variant is, on a terminal, in plain lines, and from another terminal."""
 
+import os
 import re
 import statistics
 import sys
@@ -28,6 +29,7 @@ EPOCH = re.compile(r"epoch +(\d+)/(\d+) .*validation loss +\S+  accuracy +(\S+%)
 WAITING, RUNNING, TRAINED, FAILED = "waiting", "running", "trained", "failed"
 ATTEMPTS = 3  # of a variant whose training, worker or machine was lost
 LAST_LINES = 15
+UNLIMITED_WIDTH = 1_000
 
 
 @dataclass
@@ -60,6 +62,7 @@ class Board:
         self._lock = RLock()
         self._shown = False
         self._live: Live | None = None
+        self._note = ""
         self._next_write = 0.0
 
     def started(self, key: str, worker: str) -> None:
@@ -115,6 +118,12 @@ class Board:
             say(text)
         self.write()
 
+    def note(self, text: str) -> None:
+        """Show a line below the variants, at once where there is no terminal. A signal handler may call this."""
+        self._note = text
+        if self._live is None:  # which would draw over what another writes
+            os.write(2, f"\n{text}\n".encode())
+
     def write(self, *, now: bool = False) -> None:
         """Write the status file, unless it was written a moment ago; with `now`, in any case."""
         with self._lock:
@@ -141,9 +150,9 @@ class Board:
             self.write(now=True)
 
     def render(self) -> Group:
-        """Return a bar over all variants, and a line for each that runs."""
+        """Return a bar over all variants, a line for each that runs, and the note if there is one."""
         with self._lock:
-            return drawn(self.rows, self.left())
+            return Group(drawn(self.rows, self.left()), *([Text(self._note)] if self._note else []))
 
 
 def drawn(rows: Mapping[str, Row], left: float | None) -> Group:
@@ -178,8 +187,8 @@ def final_table(board: Board) -> Table:
 
 
 def show(renderable: Any) -> None:
-    """Print something that `rich` draws, plainly where there is no terminal."""
-    Console(soft_wrap=not sys.stdout.isatty()).print(renderable)
+    """Print something that `rich` draws; where there is no terminal, as wide as it is, so that a row is a line."""
+    Console(width=None if sys.stdout.isatty() else UNLIMITED_WIDTH).print(renderable)
 
 
 def read_status() -> tuple[dict[str, Row], float | None] | None:

@@ -1,5 +1,6 @@
 """The sweep: what DVC misses goes to the workers, what they train comes back, DVC does the rest."""
 
+import math
 import os
 import signal
 import statistics
@@ -21,6 +22,7 @@ from dropout_study.sweep.local_pool import LocalPool, cpu_sets
 from dropout_study.sweep.worker import clear
 
 DEFAULT_WORKERS = 2
+STOPPING = "stopping: trainings end after their step, and resume next time"
 BUSY = "another sweep runs in this project; `dropout-study status` shows it"
 
 
@@ -41,7 +43,7 @@ class Engine(Protocol):
 
 
 class Options(NamedTuple):
-    """How to sweep: with how many `workers` (None: as many as it makes sense), `threads` each (None: cores / workers).
+    """How to sweep: with how many `workers` (None: as many as make sense), `threads` each (None: cores / workers).
 
     If a variant fails, no more variants are started by default; `keep_going` starts the others, `fail_fast` ends those
     that run.
@@ -62,6 +64,7 @@ def sweep(options: Options, ray: ray_pool.RayOptions | None = None) -> None:
     if ray:
         ray_pool.require_ray(ray.address)
     settings = load_settings()
+    project.require_own_repository()
     study_keys = [variant.key for variant in settings.variants]
     if ray and not settings.train.threads:
         raise StudyError(
@@ -111,6 +114,7 @@ def sweep(options: Options, ray: ray_pool.RayOptions | None = None) -> None:
 def send(repository: str) -> None:
     """Push what a sweep over machines needs, and say how to train and collect it."""
     settings = load_settings()
+    project.require_own_repository()
     with files.locked(project.SWEEP / "lock", BUSY):
         boards.STATUS.unlink(missing_ok=True)
         dvc("repro", "normalize")
@@ -159,6 +163,13 @@ def collect(repository: str, sweep: str) -> None:
         dvc("repro")
 
 
+def forget(repository: str, sweep: str) -> None:
+    """Give a sweep up: remove its snapshot, so that workers train no more of it, and the entries that they pushed."""
+    pushed = remote.pushed_variants(repository, sweep)
+    remote.forget(repository, sweep, pushed)
+    say(f"{sweep}: given up; the outputs of {report.count(pushed, 'trained variant')} stay in the DVC remote")
+
+
 def threads_per_worker(settings: Settings, workers: int, chosen: int | None) -> int:
     """Return the threads that each worker computes with; raises `StudyError` if `chosen` cannot be had."""
     fixed = settings.train.threads
@@ -185,7 +196,7 @@ def _announce(settings: Settings, keys: Sequence[str], workers: int, threads: in
     say(f"{len(keys)} of {total} variants to train with {report.count(workers, 'worker')}, {each} each")
     if seconds:
         took = statistics.median(seconds)
-        about = duration(took * len(keys) / workers)
+        about = duration(took * math.ceil(len(keys) / workers))
         say(f"about {about} if workers do not slow each other: a training took {duration(took)}, by the logs")
     if not settings.train.threads and threads != cores:
         say(
@@ -193,7 +204,7 @@ def _announce(settings: Settings, keys: Sequence[str], workers: int, threads: in
             "differ in their last digits, and provenance shows it; a fixed number gives equal bytes either way."
         )
     if threads * workers > cores:
-        say(f"{workers} workers × {threads} threads on {cores} cores: this will not be faster")
+        say(f"{report.count(workers, 'worker')} × {each} on {report.count(cores, 'core')}: this will not be faster")
 
 
 def _say_what_is_uncommitted() -> None:
@@ -214,7 +225,7 @@ def _train(board: Board, engine: Engine, study_keys: Sequence[str]) -> None:
 
     `study_keys` has the variants of the study. Raises `StudyError` if some failed, were refused or were not trained.
     """
-    with _interruptible(_say_that_trainings_end) as interrupted:
+    with _interruptible(lambda: board.note(STOPPING)) as interrupted:
         try:
             with board.shown():
                 engine.run(board, interrupted)
@@ -232,10 +243,6 @@ def _train(board: Board, engine: Engine, study_keys: Sequence[str]) -> None:
     if problems:
         kept = len(board.keys) - len(failed) - len(waiting) - len(refused)
         raise StudyError("; ".join(problems) + f"; {kept} are trained and kept")
-
-
-def _say_that_trainings_end() -> None:
-    os.write(2, b"\nstopping: trainings end after their step, and resume next time\n")
 
 
 @contextmanager

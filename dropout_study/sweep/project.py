@@ -35,6 +35,15 @@ def stage_of(key: str) -> str:
     return f"train@{key}"
 
 
+def require_own_repository() -> None:
+    """Raise `StudyError` unless this project is the top level of a Git repository, which clones are made of."""
+    if inside := output("git", "rev-parse", "--show-prefix"):
+        raise StudyError(
+            f"this project is {inside} of a larger Git repository; a sweep clones that, and needs the project at its "
+            "top level"
+        )
+
+
 def missing(keys: Iterable[str]) -> list[str]:
     """Return those of the variants whose outputs are not there or are out of date, as DVC sees it.
 

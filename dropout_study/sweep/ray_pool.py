@@ -17,7 +17,7 @@ from pathlib import Path
 from threading import Event
 from typing import Any, NamedTuple
 
-from dropout_study import files
+from dropout_study import files, report
 from dropout_study.commands import without_credentials
 from dropout_study.errors import StudyError, printable
 from dropout_study.progress import say
@@ -177,7 +177,7 @@ def room(nodes: Iterable[Mapping[str, float]], threads: int, gpus: float) -> int
     needs = {"CPU": float(threads)} | ({"GPU": gpus} if gpus else {})
     total = sum(int(min(node.get(name, 0) / count for name, count in needs.items())) for node in nodes)
     if not total:
-        wanted = f"{threads} cores" + (f" and {gpus:g} GPUs" if gpus else "")
+        wanted = report.count(threads, "core") + (f" and {gpus:g} GPU{'s' * (gpus > 1)}" if gpus else "")
         raise StudyError(f"no machine of the cluster has {wanted}, as each training needs; see train.threads")
     return total
 

@@ -239,6 +239,21 @@ def test_forget_leaves_entries_that_came_after_the_last_collect(sent: Sweep, mon
     assert "has no such sweep" in late.stderr
 
 
+def test_forget_command_leaves_no_ref_and_another_sweep_finds_what_was_trained(sent: Sweep) -> None:
+    elsewhere(sent).run(*sent.command(KEYS[0]))
+
+    printed = sent.clone.run("dropout-study", "sweep", "forget", sent.repository, sent.name).stdout
+
+    assert printed == f"{sent.name}: given up; the outputs of 1 trained variant stay in the DVC remote\n"
+    assert sent.refs() == []
+    late = elsewhere(sent).run(*sent.command(KEYS[1]), check=False)
+    assert "has no such sweep" in late.stderr
+    again = sent.clone.run("dropout-study", "sweep", "send", "shared").stdout
+    (name,) = re.findall(r"sweep collect \S+ (\S+)$", again, re.MULTILINE)
+    elsewhere(sent).run(*sent._replace(name=name).command(KEYS[0]))
+    assert started(sent.clone) == [KEYS[0]]
+
+
 def test_collect_brings_the_logs(sent: Sweep) -> None:
     logs = remote.logs(sent.scratch, sent.name)
     logs.mkdir(parents=True)

@@ -54,6 +54,14 @@ def test_url_names_a_repository_on_every_machine(tmp_path: Path, monkeypatch: py
     assert urls == [path, path, "ssh://server.example/repository.git", long]
 
 
+@pytest.mark.parametrize("name", ["origni", "../repositry.git", "/no/such/repository"])
+def test_url_refuses_what_is_neither_here_nor_a_url(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    with pytest.raises(StudyError, match=f"{name}: no such directory or Git remote here"):
+        remote.url(name)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

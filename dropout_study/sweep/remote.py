@@ -53,10 +53,15 @@ def entry_ref(sweep: str, key: str) -> str:
 def url(repository: str) -> str:
     """Return the URL or absolute path of a Git repository, given by that, a relative path or the name of a remote here.
 
-    Only that means the same on every machine, and in every clone.
+    Only that means the same on every machine, and in every clone. Raises `StudyError` if it is none of them: else Git
+    would be asked again for minutes, as if a server did not answer.
     """
     address = output("git", "ls-remote", "--get-url", repository)
-    return str(Path(address).resolve()) if os.path.exists(address) else address
+    if os.path.exists(address):
+        return str(Path(address).resolve())
+    if ":" not in address:  # neither a URL nor host:path
+        raise StudyError(f"{repository}: no such directory or Git remote here; a repository elsewhere needs its URL")
+    return address
 
 
 def require_remote() -> None:

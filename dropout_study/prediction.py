@@ -21,6 +21,7 @@ MAX_MODEL_BYTES = 1_000_000_000  # of what is packed in a model file
 MAX_JSON_BYTES = 10_000_000  # of each JSON file in a model file
 MAX_INPUT_PIXELS = 1024 * 1024  # of an image that a model takes
 MAX_TENSOR = 2**27  # values of the largest tensor in a model that classifies one image: 0.5 GB
+MAX_TENSORS = 2**29  # of all tensors of one image together: Keras keeps the output of every layer to the end; 2 GB
 BATCH_VALUES = 2**24  # values of the largest tensor of a batch; this study's network takes 256 images of 32 × 32 then
 MAX_BATCH = 256
 PRIME = 7919  # images that go through a sketch: the sizes of tensors of images, and hardly others, are multiples of it
@@ -124,16 +125,17 @@ def _check_sizes(config: dict[str, Any]) -> tuple[tuple[int, int], int, int]:
         variables = sum(math.prod(variable.shape) for variable in sketch.variables)
         tensors = [tensor for operation in graph.get_operations() for tensor in operation.outputs]
         values = [tensor.shape.num_elements() or 0 for tensor in tensors]
-        of_one_image = max(value // PRIME for value in values if value % PRIME == 0)
-        largest = max([of_one_image, *(value for value in values if value % PRIME)])
+        of_one_image = [value // PRIME for value in values if value % PRIME == 0]
+        largest = max([*of_one_image, *(value for value in values if value % PRIME)])
+        together = sum(of_one_image)
     finally:
         keras.utils.clear_session()  # else Keras would give the variables their values at the next opportunity
-    if 4 * variables > MAX_MODEL_BYTES or largest > MAX_TENSOR:
+    if 4 * variables > MAX_MODEL_BYTES or largest > MAX_TENSOR or together > MAX_TENSORS:
         raise StudyError(
-            f"too large: it has {variables:,} weights, and a tensor of {largest:,} values for one image; at most "
-            f"{MAX_MODEL_BYTES // 4:,} and {MAX_TENSOR:,} are allowed"
+            f"too large: it has {variables:,} weights, and for one image a tensor of {largest:,} values and "
+            f"{together:,} in all; at most {MAX_MODEL_BYTES // 4:,}, {MAX_TENSOR:,} and {MAX_TENSORS:,} are allowed"
         )
-    return size, count, min(MAX_BATCH, max(1, BATCH_VALUES // of_one_image))
+    return size, count, min(MAX_BATCH, max(1, BATCH_VALUES // max(of_one_image)), MAX_TENSORS // together)
 
 
 def _check_shapes(network: Any) -> tuple[tuple[int, int], int]:

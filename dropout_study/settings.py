@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, field_validator
 from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
+from ruamel.yaml.events import AliasEvent
 
 from dropout_study import files
 from dropout_study.architecture import is_pooled
@@ -57,6 +58,7 @@ def _place(value: Any) -> str:
     return value
 
 
+MAX_ALIASES = 20  # in the file; a mapping that is merged several times, and the result again, soon fills the memory
 LONGEST_SHOWN = 60  # characters of a value or a key in an error
 
 Item = TypeVar("Item")
@@ -191,7 +193,9 @@ class Settings(_Section):
 def load_settings(path: Path = files.SETTINGS) -> Settings:
     """Return the settings in `path`; raises `StudyError` that names every key that is wrong."""
     try:
-        raw = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        aliases = sum(isinstance(event, AliasEvent) for event in YAML(typ="safe").parse(text))
+        raw = YAML(typ="safe").load(text) if aliases <= MAX_ALIASES else None
     except FileNotFoundError:
         raise StudyError(
             f"{path}: there is no such file; copy one from presets/, for example presets/quick.yaml"
@@ -201,6 +205,8 @@ def load_settings(path: Path = files.SETTINGS) -> Settings:
     except Exception as error:  # the parser raises whatever it meets in a tag without its value, or in deep nesting
         why = "\n".join(map(printable, str(error).splitlines()))
         raise StudyError(f"{path}: not valid YAML: {why or type(error).__name__}") from None
+    if aliases > MAX_ALIASES:
+        raise StudyError(f"{path}: {aliases} aliases (*name), at most {MAX_ALIASES} are allowed; write the values out")
     if not isinstance(raw, dict):
         raise StudyError(f"{path}: expected settings by name, as in presets/quick.yaml, found {_shown(raw)}")
     try:

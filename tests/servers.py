@@ -353,10 +353,12 @@ def serving(context: ssl.SSLContext | None = None, handler: type[BaseHTTPRequest
             server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
         thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
         thread.start()
-        yield server
-        server.closing.set()
-        server.shutdown()
-        thread.join()
+        try:
+            yield server
+        finally:  # else a test that fails in the block keeps pytest from ending
+            server.closing.set()
+            server.shutdown()
+            thread.join()
 
 
 def certificate(directory: Path, name: str) -> tuple[Path, ssl.SSLContext]:

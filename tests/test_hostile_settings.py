@@ -237,6 +237,25 @@ def test_check_refuses_30_000_hostile_settings_or_they_are_harmless(case: Case) 
     refused_or_harmless(case)
 
 
+def test_check_refuses_merged_mappings_that_would_fill_the_memory() -> None:
+    merged = [f"b{i}: &b{i} {{<<: [*b{i - 1}, *b{i - 1}, *b{i - 1}, *b{i - 1}]}}\n" for i in range(1, 30)]
+
+    status, problems = check(f"b0: &b0 {{a: 1}}\n{''.join(merged)}{GOOD_TEXT}")
+
+    assert (status, problems) == (1, ["116 aliases (*name), at most 20 are allowed; write the values out\n"])
+
+
+def test_check_takes_aliases_and_merge_keys_for_what_they_stand_for() -> None:
+    text = re.sub("learning_rate: .*", "learning_rate: {<<: {sgd: 0.1, adam: 0.2}, adadelta: 0.3}", GOOD_TEXT)
+    text = re.sub("units: .*", "units: *filters", re.sub("filters: .*", "filters: &filters [8, 16]", text))
+
+    status, _ = check(text)
+
+    loaded = load_settings(Path("hostile.yaml"))
+    assert status == 0
+    assert (loaded.network.units, loaded.train.learning_rate.sgd) == ([8, 16], 0.1)
+
+
 @pytest.mark.parametrize("tag", TAGS)
 def test_check_refuses_every_tag_as_a_seed_or_it_is_a_whole_number(tag: str) -> None:
     status, problems = check(with_value(["study", "seeds"], [Raw(tag)]))

@@ -204,6 +204,13 @@ def grown_thrice(x: Any) -> Any:
     return pooled(enlarge(enlarge(enlarge(x))))
 
 
+def grown_and_kept(x: Any) -> Any:
+    x = keras.layers.UpSampling2D(500)(x)
+    for _ in range(12):
+        x = keras.layers.Activation("relu")(x)
+    return pooled(x)
+
+
 def grown_inside(x: Any) -> Any:
     inputs = keras.Input((8, 8, 3))
     return keras.Model(inputs, pooled(keras.layers.ZeroPadding2D(50_000)(inputs)))(x)
@@ -218,6 +225,7 @@ GIANTS: dict[str, tuple[Callable[[Any], Any], str]] = {
     ),
     "activations": (lambda x: pooled(keras.layers.UpSampling2D(50_000)(x)), "too large: it has"),
     "a layer that is called three times": (grown_thrice, "too large: it has"),
+    "the outputs of many layers": (grown_and_kept, "too large: it has"),
     "a model in the model": (grown_inside, "too large: it has"),
     "images": (pooled, "takes (None, 99999, 99999, 3)"),
 }
@@ -260,12 +268,18 @@ def test_load_model_refuses_a_giant_before_it_takes_memory(tmp_path: Path, model
     assert int(megabytes) < 100
 
 
-def test_load_model_takes_fewer_images_at_once_if_its_tensors_are_larger(tmp_path: Path, model_file: Path) -> None:
+def test_load_model_takes_fewer_images_at_once_if_its_tensors_are_larger_or_more(
+    tmp_path: Path, model_file: Path
+) -> None:
     wide = [keras.layers.UpSampling2D(128), keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(2, "softmax")]
 
-    batches = [prediction.load_model(path).batch for path in (model_file, saved(tmp_path / "wide.keras", *wide))]
+    deep = [keras.layers.UpSampling2D(16), *(keras.layers.Activation("relu") for _ in range(200)), *wide[1:]]
+    paths = [model_file, saved(tmp_path / "wide.keras", *wide), saved(tmp_path / "deep.keras", *deep)]
 
-    assert batches == [prediction.MAX_BATCH, prediction.BATCH_VALUES // (1024 * 1024 * 3)]
+    batches = [prediction.load_model(path).batch for path in paths]
+
+    assert batches[:2] == [prediction.MAX_BATCH, prediction.BATCH_VALUES // (1024 * 1024 * 3)]
+    assert 0 < batches[2] <= prediction.MAX_TENSORS // (201 * 128 * 128 * 3)
 
 
 def test_load_model_refuses_weights_that_are_larger_than_their_file(tmp_path: Path) -> None:

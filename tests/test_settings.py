@@ -188,9 +188,8 @@ def test_load_settings_refuses_a_number_of_five_thousand_digits(tmp_path: Path) 
 
 def test_load_settings_shows_little_of_a_value_that_anchors_make_giant(tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
-    lists = [f"- &{name} [{', '.join([before] * 10)}]\n" for before, name in pairwise(["x", *"abcdefghijklmno"])]
-    lists = [line.replace("[", "[*").replace(", ", ", *") if i else line for i, line in enumerate(lists)]
-    path.write_text("".join(lists))
+    lists = [f"- &{name} [*{before}, *{before}]\n" for before, name in pairwise("abcdefghijk")]
+    path.write_text(f"- &a [{', '.join('x' * 10)}]\n{''.join(lists)}")
 
     with pytest.raises(StudyError) as error:
         load_settings(path)

@@ -7,7 +7,7 @@ import re
 import shutil
 import subprocess
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -414,6 +414,63 @@ def test_a_stage_that_has_no_room_is_run_again(clone: Clone) -> None:
     )
     assert trained(output) == []
     assert outputs(clone) == expected
+    assert UP_TO_DATE in clone.dvc("status")
+
+
+def test_a_torn_entry_of_the_run_cache_is_removed(clone: Clone) -> None:
+    entries = [path for path in (clone.path / ".dvc/cache/runs").rglob("*") if path.is_file()]
+    (torn,) = [path for path in entries if "cmd: python -m stages.download" in path.read_text()]
+    torn.write_text("cmd: python -m stages.download\n")
+    (clone.path / "dvc.lock").unlink()
+
+    message = failing(clone, "dvc repro")
+    torn.unlink()
+    without_entry = failing(clone, "dvc repro")
+    torn.write_text("cmd: python -m stages.download\n")
+    output = call(clone, *commands("failed to reproduce '…': 'outs'"))
+
+    assert "failed to reproduce 'download': 'outs'" in message
+    assert "join() argument must be str" in without_entry
+    assert trained(output) == []
+    assert UP_TO_DATE in clone.dvc("status")
+
+
+@pytest.mark.parametrize(
+    ("damage", "symptom"),
+    [
+        (lambda content: content[:3_000], "database disk image is malformed"),
+        (lambda content: bytes(len(content)), "file is not a database"),
+    ],
+    ids=["cut off", "zeros"],
+)
+def test_a_damaged_database_of_dvc_is_left_for_another(
+    clone: Clone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: Callable[[bytes], bytes], symptom: str
+) -> None:
+    monkeypatch.delenv("DVC_SITE_CACHE_DIR", raising=False)
+    clone.dvc("config", "core.site_cache_dir", str(tmp_path / "site"))
+    clone.dvc("status")
+    for path in (tmp_path / "site").rglob("*.db"):
+        path.write_bytes(damage(path.read_bytes()))
+
+    message = failing(clone, "dvc repro")
+    output = call(clone, *commands("database disk image is malformed"))
+
+    assert symptom in message
+    assert "Running stage" not in output
+    assert UP_TO_DATE in clone.dvc("status")
+
+
+def test_compiled_code_that_is_cut_off_is_removed(clone: Clone) -> None:
+    clone.run("python", "-m", "compileall", "-q", "stages")
+    (compiled,) = (clone.path / "stages/__pycache__").glob("evaluate.*.pyc")
+    compiled.write_bytes(compiled.read_bytes()[:-100])
+    clone.change(study__dropouts=[0.0])
+
+    message = failing(clone, "dvc repro")
+    output = call(clone, *commands("EOFError: marshal data too short"))
+
+    assert re.search("EOFError: (marshal data too short|EOF read where object expected)", message)
+    assert "Running stage 'evaluate'" in output
     assert UP_TO_DATE in clone.dvc("status")
 
 

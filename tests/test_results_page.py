@@ -6,7 +6,9 @@ import shutil
 from pathlib import Path
 from statistics import fmean
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from dropout_study import calibration, files, report, results_page, statistics
 from dropout_study.publication import DIRECTORY, PICTURES, Published, read_published
@@ -140,6 +142,10 @@ def test_committed_readme_shows_the_main_study() -> None:
     assert f"results/{results_page.MAIN}/plots/loss.png" in readme
 
 
+def pixels(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path).convert("RGB"), dtype=int)
+
+
 def test_main_writes_the_page_the_headline_and_the_words_and_pictures_of_studies(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -157,7 +163,8 @@ def test_main_writes_the_page_the_headline_and_the_words_and_pictures_of_studies
 
     assert verdict.read_text() == (PROJECT / verdict).read_text()
     assert len(pictures) > 30
-    assert [path for path in pictures if path.read_bytes() != (PROJECT / path).read_bytes()] == []
+    # Another kind of processor may round another way, which nobody sees.
+    assert [path for path in pictures if np.abs(pixels(path) - pixels(PROJECT / path)).max() > 8] == []
     assert results_page.PAGE.read_text() == (PROJECT / results_page.PAGE).read_text()
     assert results_page.README.read_text().strip() in (PROJECT / results_page.README).read_text()
 

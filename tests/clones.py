@@ -71,6 +71,9 @@ def environment(**changes: str) -> dict[str, str]:
     }
 
 
+STARTED: list[subprocess.Popen[str]] = []  # by `Clone.start`, in this test
+
+
 @dataclass
 class Clone:
     """A clone of the project at `path`."""
@@ -87,8 +90,11 @@ class Clone:
         return done
 
     def start(self, *command: str, **variables: str) -> subprocess.Popen[str]:
-        """Start a command in the clone, in a process group of its own; what it prints, errors too, is one stream."""
-        return subprocess.Popen(
+        """Start a command in the clone, in a process group of its own; what it prints, errors too, is one stream.
+
+        It is killed with its group if it still runs when the test ends.
+        """
+        process = subprocess.Popen(
             command,
             cwd=self.path,
             env=environment(**variables),
@@ -97,6 +103,8 @@ class Clone:
             text=True,
             start_new_session=True,
         )
+        STARTED.append(process)
+        return process
 
     def dvc(self, *arguments: str, check: bool = True) -> str:
         """Run `dvc` and return what it printed."""

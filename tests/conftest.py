@@ -12,7 +12,7 @@ from typing import Any
 import hypothesis
 import pytest
 
-from tests.clones import FAKE_TRAINER, PROJECT, Clone, change_settings, copied, small_project
+from tests.clones import FAKE_TRAINER, PROJECT, STARTED, Clone, change_settings, copied, small_project
 from tests.sweeps import add_gates
 
 # A shell that starts pytest in the background has it ignore Ctrl-C, and so every process that a test interrupts.
@@ -40,6 +40,17 @@ def pytest_configure() -> None:
 def pytest_report_header() -> str:
     """Print the seed, with which the same inputs are drawn again, whatever ends the tests."""
     return f"STRESS_SEED={os.environ['STRESS_SEED']}"
+
+
+@pytest.fixture(autouse=True)
+def kill_what_still_runs() -> Iterator[None]:
+    """Kill what a test has started and, because it failed, has not waited for."""
+    yield
+    while STARTED:
+        process = STARTED.pop()
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 @pytest.fixture

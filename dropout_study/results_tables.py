@@ -172,6 +172,26 @@ def collapsed_rows(published: Iterable[Published], author: Sequence[Mapping[str,
     return rows
 
 
+def collapse_repeated(parts: Iterable[Published]) -> str:
+    """Return in sentences whether runs with the notebook's settings diverge at the rates that gave it 10 %.
+
+    `parts` are the studies with these settings. Of a rate that was not run, there is no sentence.
+    """
+    sentences = []
+    for study in parts:
+        for (optimizer, dropout), group in by_rate(study.results).items():
+            if dropout in COLLAPSED_RATES:
+                here = f"With the notebook's settings, {optimizer} at {dropout}"
+                (accuracy, _), (train_accuracy, _) = measured(group), measured(group, "train")
+                sentences.append(
+                    f"{here} does not diverge here: after {study.settings.train.epochs} epochs, training accuracy is "
+                    f"{train_accuracy} and test accuracy {accuracy} ({report.count(group, 'run')})."
+                    if finished(group)
+                    else f"{here} diverges here, too ({report.count(group, 'run')})."
+                )
+    return " ".join(sentences)
+
+
 def amount(study: Published) -> str:
     """Return how many images a study trains on, and how often."""
     return f"{study.settings.images_to_train_on:,} images and {study.settings.train.epochs} epochs"

@@ -286,7 +286,7 @@ def test_second_sweep_in_a_project_is_refused_and_status_shows_the_first(swept: 
     wait_until(lambda: len(started(swept)) == 2)
 
     second = swept.run("dropout-study", "sweep", check=False)
-    send = swept.run("dropout-study", "sweep", "send", "origin", check=False)
+    send = swept.run("dropout-study", "sweep", "send", ".", check=False)
     wait_until(lambda: (swept.path / ".dvc/tmp/sweep/status.json").read_text().count("1/2") == 2)
     status = swept.run("dropout-study", "status").stdout
 

@@ -1,6 +1,10 @@
-"""What the stress tests share: results to compare with, and a look at what a test leaves behind."""
+"""What the stress tests share: an SSH server, results to compare with, and a look at what a test leaves behind."""
 
 import os
+import shutil
+import signal
+import socket
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +14,75 @@ from tests.clones import Clone
 from tests.sweeps import gates, undisturbed_outputs, wait_until
 
 MARK = "DROPOUT_STUDY_STRESS"
+SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+
+
+class Server:
+    """A real sshd on 127.0.0.1 with keys of its own, which nobody else's configuration touches."""
+
+    def __init__(self, directory: Path) -> None:
+        assert SSHD, "sshd is needed: apt-get install openssh-server"
+        self.directory = directory
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        for name in ("host", "key"):
+            command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(directory / name)]
+            subprocess.run(command, check=True)
+        (directory / "authorized").write_bytes((directory / "key.pub").read_bytes())
+        (directory / "config").write_text(
+            f"Port {self.port}\nListenAddress 127.0.0.1\nHostKey {directory}/host\nPidFile none\n"
+            f"AuthorizedKeysFile {directory}/authorized\nStrictModes no\nUsePAM no\nPasswordAuthentication no\n"
+            "Subsystem sftp internal-sftp\n"
+        )
+        host = (directory / "host.pub").read_text()
+        (directory / "known").write_text(f"[127.0.0.1]:{self.port} {host}")
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"ssh://127.0.0.1:{self.port}"
+
+    @property
+    def git(self) -> str:
+        """Return what GIT_SSH_COMMAND is to be."""
+        options = f"-o UserKnownHostsFile={self.directory}/known -o IdentitiesOnly=yes"
+        return f"ssh -F /dev/null -i {self.directory}/key {options}"
+
+    def start(self) -> None:
+        if os.getuid() == 0:
+            Path("/run/sshd").mkdir(exist_ok=True)  # where sshd locks away what it has not yet let in
+        command = [str(SSHD), "-D", "-E", str(self.directory / "log"), "-f", str(self.directory / "config")]
+        self.process = subprocess.Popen(command)
+        wait_until(self._answers, 20)
+
+    def _answers(self) -> bool:
+        with socket.socket() as client:
+            return client.connect_ex(("127.0.0.1", self.port)) == 0
+
+    def stop(self) -> None:
+        if self.process:
+            self.process.terminate()
+            self.process.send_signal(signal.SIGCONT)
+            self.process.wait(timeout=20)
+
+    def pause(self) -> None:
+        """Take connections from now on, and answer none of them."""
+        assert self.process
+        self.process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        assert self.process
+        self.process.send_signal(signal.SIGCONT)
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    (tmp_path / "ssh").mkdir()
+    server = Server(tmp_path / "ssh")
+    server.start()
+    yield server
+    server.stop()
 
 
 @pytest.fixture(autouse=True)
@@ -39,3 +112,12 @@ def expected(swept: Clone, tmp_path: Path) -> dict[str, bytes]:
     written = undisturbed_outputs(swept, tmp_path / "sequential")
     (gates(swept) / "started").unlink()
     return written
+
+
+def share_by_ssh(clone: Clone, server: Server, directory: Path) -> str:
+    """Give the clone a DVC remote below `directory`, and make a Git repository there; return its URL."""
+    clone.dvc("remote", "add", "--default", "shared", f"{server.url}{directory}/remote")
+    clone.dvc("remote", "modify", "shared", "keyfile", str(server.directory / "key"))
+    clone.commit("a remote")
+    clone.run("git", "init", "--quiet", "--bare", str(directory / "repository.git"))
+    return f"{server.url}{directory}/repository.git"

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +15,7 @@ import pytest
 
 from dropout_study.sweep import ray_pool
 from tests.clones import Clone, environment, finish
+from tests.stress.conftest import Server, share_by_ssh
 from tests.sweeps import KEYS, gates, outputs, processes, release, set_hook, share, started, wait_until
 
 pytestmark = pytest.mark.stress
@@ -38,15 +39,16 @@ class Nodes(NamedTuple):
         assert self.process.stdout.readline() == f"{command}\n"
 
 
-@pytest.fixture
-def nodes(tmp_path: Path) -> Iterator[Nodes]:
-    token = tmp_path / "token"
+@contextmanager
+def running_nodes(directory: Path, **variables: str) -> Iterator[Nodes]:
+    """Run the cluster below `directory`, with `variables` in the environment of its workers and of the driver."""
+    token = directory / "token"
     token.touch(mode=0o600)
     token.write_text(secrets.token_hex(32))
-    site = {SITE: str(tmp_path / "site")}
-    variables = ray_pool.RAY_VARIABLES | ray_pool.LOOPBACK_VARIABLES | {ray_pool.TOKEN_PATH: str(token)}
+    site = {SITE: str(directory / "site")}
+    variables |= ray_pool.RAY_VARIABLES | ray_pool.LOOPBACK_VARIABLES | {ray_pool.TOKEN_PATH: str(token)}
     process = subprocess.Popen(
-        [sys.executable, str(Path(__file__).with_name("cluster.py"))],
+        [sys.executable, str(Path(__file__).with_name("cluster.py")), str(directory / "nodes")],
         env=environment(**variables, **site),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -55,6 +57,12 @@ def nodes(tmp_path: Path) -> Iterator[Nodes]:
     assert process.stdout
     yield Nodes(process, process.stdout.readline().strip(), variables)
     process.communicate(timeout=60)
+
+
+@pytest.fixture
+def nodes(tmp_path: Path) -> Iterator[Nodes]:
+    with running_nodes(tmp_path) as nodes:
+        yield nodes
 
 
 class Swept(NamedTuple):
@@ -91,6 +99,34 @@ def workers() -> list[int]:
             if path.read_bytes().startswith(b"ray::train"):
                 pids.append(int(path.parent.name))
     return pids
+
+
+def test_nodes_in_separate_directories_that_share_two_ssh_urls_give_the_bytes_of_a_sequential_run(
+    expected: dict[str, bytes], swept: Clone, server: Server, tmp_path: Path
+) -> None:
+    """A relative path leads to a directory of its own on each node. A worker is killed, too."""
+    repository = share_by_ssh(swept, server, tmp_path)
+    gate = gates(swept) / f"hold-{KEYS[0]}"
+    gate.touch()
+
+    with running_nodes(tmp_path, GIT_SSH_COMMAND=server.git) as nodes:
+        options = ["--address", nodes.address, "--repository", repository, "--scratch", "scratch"]
+        sweep = swept.start("dropout-study", "sweep", *options, **nodes.variables)
+        wait_until(lambda: len(started(swept)) == 4, 240)
+        wait_until(lambda: len(workers()) == 1, 60)
+        os.kill(workers()[0], signal.SIGKILL)
+        gate.unlink()
+        printed = finish(sweep, 300)
+
+    assert f"{KEYS[0]} waiting (WorkerCrashedError, will be tried again)" in printed
+    assert outputs(swept) == expected
+    assert sorted(started(swept)) == sorted([*KEYS, KEYS[0]])
+    used = sorted(path.parent.name for path in (tmp_path / "nodes").glob("*/scratch"))
+    assert used == ["node-1", "node-2"]
+    assert not list((tmp_path / "nodes").glob("*/scratch/worker-*"))
+    wait_until(lambda: not processes(Clone(tmp_path / "nodes")), 30)
+    refs = swept.run("git", "ls-remote", repository, "refs/dropout-study/*", GIT_SSH_COMMAND=server.git).stdout
+    assert refs == ""
 
 
 def test_worker_killed_in_mid_training_is_replaced(nodes: Nodes, expected: dict[str, bytes], project: Swept) -> None:

@@ -1,92 +1,20 @@
 """Workers of a sweep on machines that share a Git repository and a DVC remote over SSH, and what befalls them."""
 
-import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
 from tests.clones import Clone, finish, small_project
+from tests.stress.conftest import Server, share_by_ssh
 from tests.sweeps import KEYS, command_lines, gates, outputs, processes, share, started, undisturbed_outputs, wait_until
 
 pytestmark = pytest.mark.stress
-
-SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
-
-
-class Server:
-    """A real sshd on 127.0.0.1 with keys of its own, which nobody else's configuration touches."""
-
-    def __init__(self, directory: Path) -> None:
-        assert SSHD, "sshd is needed: apt-get install openssh-server"
-        self.directory = directory
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        for name in ("host", "key"):
-            command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(directory / name)]
-            subprocess.run(command, check=True)
-        (directory / "authorized").write_bytes((directory / "key.pub").read_bytes())
-        (directory / "config").write_text(
-            f"Port {self.port}\nListenAddress 127.0.0.1\nHostKey {directory}/host\nPidFile none\n"
-            f"AuthorizedKeysFile {directory}/authorized\nStrictModes no\nUsePAM no\nPasswordAuthentication no\n"
-            "Subsystem sftp internal-sftp\n"
-        )
-        host = (directory / "host.pub").read_text()
-        (directory / "known").write_text(f"[127.0.0.1]:{self.port} {host}")
-        self.process: subprocess.Popen[bytes] | None = None
-
-    @property
-    def url(self) -> str:
-        return f"ssh://127.0.0.1:{self.port}"
-
-    @property
-    def git(self) -> str:
-        """Return what GIT_SSH_COMMAND is to be."""
-        options = f"-o UserKnownHostsFile={self.directory}/known -o IdentitiesOnly=yes"
-        return f"ssh -F /dev/null -i {self.directory}/key {options}"
-
-    def start(self) -> None:
-        if os.getuid() == 0:
-            Path("/run/sshd").mkdir(exist_ok=True)  # where sshd locks away what it has not yet let in
-        command = [str(SSHD), "-D", "-E", str(self.directory / "log"), "-f", str(self.directory / "config")]
-        self.process = subprocess.Popen(command)
-        wait_until(self._answers, 20)
-
-    def _answers(self) -> bool:
-        with socket.socket() as client:
-            return client.connect_ex(("127.0.0.1", self.port)) == 0
-
-    def stop(self) -> None:
-        if self.process:
-            self.process.terminate()
-            self.process.send_signal(signal.SIGCONT)
-            self.process.wait(timeout=20)
-
-    def pause(self) -> None:
-        """Take connections from now on, and answer none of them."""
-        assert self.process
-        self.process.send_signal(signal.SIGSTOP)
-
-    def resume(self) -> None:
-        assert self.process
-        self.process.send_signal(signal.SIGCONT)
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
-    (tmp_path / "ssh").mkdir()
-    server = Server(tmp_path / "ssh")
-    server.start()
-    yield server
-    server.stop()
 
 
 class Sweep(NamedTuple):
@@ -133,11 +61,7 @@ def send(clone: Clone, repository: str, machines: Path, **variables: str) -> Swe
 
 @pytest.fixture
 def by_ssh(swept: Clone, server: Server, tmp_path: Path) -> Sweep:
-    swept.dvc("remote", "add", "--default", "shared", f"{server.url}{tmp_path}/remote")
-    swept.dvc("remote", "modify", "shared", "keyfile", str(server.directory / "key"))
-    swept.commit("a remote")
-    swept.run("git", "init", "--quiet", "--bare", str(tmp_path / "repository.git"))
-    repository = f"{server.url}{tmp_path}/repository.git"
+    repository = share_by_ssh(swept, server, tmp_path)
     return send(swept, repository, tmp_path / "machines", GIT_SSH_COMMAND=server.git)
 
 

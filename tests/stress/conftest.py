@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.clones import Clone
-from tests.sweeps import gates, undisturbed_outputs, wait_until
+from tests.sweeps import gates, share, undisturbed_outputs, wait_until
 
 MARK = "DROPOUT_STUDY_STRESS"
 SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
@@ -115,9 +115,9 @@ def expected(swept: Clone, tmp_path: Path) -> dict[str, bytes]:
 
 
 def share_by_ssh(clone: Clone, server: Server, directory: Path) -> str:
-    """Give the clone a DVC remote below `directory`, and make a Git repository there; return its URL."""
-    clone.dvc("remote", "add", "--default", "shared", f"{server.url}{directory}/remote")
+    """Do as `share` does, and return the URL of the repository; both are reached through the server only."""
+    repository = share(clone, directory)
+    clone.dvc("remote", "modify", "shared", "url", f"{server.url}{directory}/remote")
     clone.dvc("remote", "modify", "shared", "keyfile", str(server.directory / "key"))
-    clone.commit("a remote")
-    clone.run("git", "init", "--quiet", "--bare", str(directory / "repository.git"))
-    return f"{server.url}{directory}/repository.git"
+    clone.commit("a remote over SSH")
+    return f"{server.url}{repository}"

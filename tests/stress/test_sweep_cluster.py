@@ -55,8 +55,10 @@ def running_nodes(directory: Path, **variables: str) -> Iterator[Nodes]:
         text=True,
     )
     assert process.stdout
-    yield Nodes(process, process.stdout.readline().strip(), variables)
-    process.communicate(timeout=60)
+    try:
+        yield Nodes(process, process.stdout.readline().strip(), variables)
+    finally:
+        process.communicate(timeout=60)
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from matplotlib.ticker import FormatStrFormatter, PercentFormatter
 from dropout_study import calibration, files, report
 from dropout_study.calibration import Bin
 from dropout_study.page_tables import shown_rates
-from dropout_study.results import History, Result, by_rate, finished, most_confident_mistakes
+from dropout_study.results import QUANTITIES, History, Result, by_rate, finished, most_confident_mistakes
 
 STYLE: Any = {
     "axes.axisbelow": True,
@@ -109,6 +109,17 @@ def mistakes_of(
     ]
     title = f"Most confident mistakes of {variant}" if titles else f"{variant} makes no mistake"
     return mistakes(images[worst], titles, title)
+
+
+def of_study(
+    rates: Sequence[Mapping[str, Any]],
+    results: Sequence[Result],
+    histories: Mapping[str, History],
+    bins: Mapping[str, Sequence[Bin]],
+) -> dict[str, Figure]:
+    """Return the figures of a study that need neither images nor models: `accuracy`, `loss`, and `of_optimizers`."""
+    by_quantity = {quantity: by_dropout(rates, results, f"test_{quantity}") for quantity in QUANTITIES}
+    return by_quantity | of_optimizers(rates, results, histories, bins)
 
 
 def of_optimizers(
@@ -242,9 +253,8 @@ def by_dropout(rates: Sequence[Mapping[str, Any]], results: Sequence[Result], co
     axes.set_xlim(dropouts[0] - 0.05, dropouts[-1] + 0.05)
     span = dropouts[-1] - dropouts[0] + 0.1
     if len(dropouts) == 1 or min(np.diff(dropouts)) >= span / _most_labels(axes, dropouts):
-        axes.set_xticks(
-            dropouts, [str(dropout) for dropout in dropouts]
-        )  # else matplotlib's round numbers, which have room
+        # Else matplotlib's round numbers, which have room.
+        axes.set_xticks(dropouts, [str(dropout) for dropout in dropouts])
     # A band may go where no accuracy or loss can be.
     axes.set_ylim(max(low, -0.02 * high), min(high, 1.02) if "accuracy" in column else high)
     axes.set_title(f"{quantity.capitalize()} by dropout\n", fontsize=12)
@@ -394,8 +404,8 @@ def small_multiples(
     grid = figure.subplots(2 * rows, columns, squeeze=False, sharex=True, sharey="row")
     for axes in grid.flat:
         axes.set_visible(False)  # the last row may be shorter
-    losses = _losses([history for dropout in dropouts for history in histories[dropout]])
-    limit = 1.05 * min(max(losses, default=1.0), LOSS_LIMIT)
+    highest = _highest_loss([history for dropout in dropouts for history in histories[dropout]])
+    limit = 1.05 * min(highest, LOSS_LIMIT)
     for i, dropout in enumerate(dropouts):
         row, column = divmod(i, columns)
         loss, accuracy = grid[2 * row : 2 * row + 2, column]
@@ -415,7 +425,7 @@ def small_multiples(
         accuracy.set_xlabel("epoch")
         accuracy.tick_params(labelbottom=True)
         accuracy.xaxis.get_major_locator().set_params(integer=True)
-    if max(losses, default=0.0) > limit:
+    if highest > limit:
         grid[0, 0].plot([], [], "^", color=MUTED, markersize=4, label="loss above the axis")
     title = f"{optimizer}: training and validation, one line per seed"
     if len(dropouts) < len(histories):
@@ -442,7 +452,7 @@ def _draw_history(axes: Any, history: History, quantity: str, limit: float) -> N
             axes.plot(above, [limit] * len(above), "^", color=color, markersize=4, clip_on=False)
 
 
-def _losses(histories: Sequence[History]) -> list[float]:
-    """Return all finite losses of some histories, of training and validation."""
+def _highest_loss(histories: Sequence[History]) -> float:
+    """Return the highest finite loss of some histories, in training or validation; 1 if there is none."""
     losses = [row[f"{part}_loss"] for history in histories for row in history for part in ("train", "validation")]
-    return [loss for loss in losses if np.isfinite(loss)]
+    return max((loss for loss in losses if np.isfinite(loss)), default=1.0)

@@ -112,10 +112,7 @@ def renew(study: Published) -> None:
     directory = DIRECTORY / study.name
     words = report.markdown(study.verdict, study.settings.dataset, study.results)
     files.write_bytes(directory / files.VERDICT_PAGE.name, words.encode())
-    pictures = {
-        **{name: figures.by_dropout(study.rates, study.results, f"test_{name}") for name in results.QUANTITIES},
-        **figures.of_optimizers(study.rates, study.results, _histories(study), study.reliability),
-    }
+    pictures = figures.of_study(study.rates, study.results, _histories(study), study.reliability)
     for name, figure in pictures.items():
         figures.save(figure, directory / PICTURES / f"{name}.png")
 

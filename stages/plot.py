@@ -39,11 +39,9 @@ def main() -> None:
     log_probabilities = files.read_array(files.predictions_file(best), (len(labels["test"]), len(classes)))
     pictures = {
         "samples": figures.samples(images["train"][shown], [classes[i] for i in labels["train"][shown]], dataset),
-        "accuracy": figures.by_dropout(rates, results, "test_accuracy"),
-        "loss": figures.by_dropout(rates, results, "test_loss"),
         "confusion": figures.confusion(confusion, best),
         "mistakes": figures.mistakes_of(best, classes, images["test"], labels["test"], np.exp(log_probabilities)),
-        **figures.of_optimizers(rates, results, histories, read_reliability()),
+        **figures.of_study(rates, results, histories, read_reliability()),
     }
     for name, figure in pictures.items():
         figures.save(figure, files.PLOTS / f"{name}.png")

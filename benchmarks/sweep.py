@@ -23,8 +23,8 @@ from typing import Any, NamedTuple
 
 from dropout_study import files
 from dropout_study.commands import DVC, environment, output
+from dropout_study.console import training_speed
 from dropout_study.devices import processor
-from dropout_study.progress import logged_training
 from dropout_study.sweep.board import STATUS
 from tests.clones import FAKE_TRAINER, copy_project, small_project
 
@@ -113,7 +113,7 @@ def run_study(command: Sequence[str], at_a_time: int) -> Run:
         begin = time.perf_counter()
         subprocess.run(command, cwd=clone.path, env=environment(), stdout=subprocess.DEVNULL, check=True)
         wall = time.perf_counter() - begin
-        speeds = [logged_training(log) for log in (clone.path / files.LOGS).iterdir()]
+        speeds = [training_speed(path) for path in (clone.path / files.LOGS).glob("*.jsonl")]
     return Run(wall, at_a_time * statistics.median(speed.images_per_second for speed in speeds if speed))
 
 

@@ -24,12 +24,10 @@ import numpy as np
 
 from dropout_study import devices, files
 from dropout_study.architecture import is_pooled
-from dropout_study.errors import StudyError
-from dropout_study.progress import without_start_up_noise
+from dropout_study.console import StudyError, without_start_up_noise
 
 FILTERS, UNITS, CLASSES = [64, 64, 128, 256], [512, 512], 10
 LEARNING_RATE, RHO, EPSILON = 1.0, 0.95, 1e-7  # the article's Adadelta
-MATRIX = 2048
 EPOCH_VALIDATION, EPOCHS = 512, 3  # images, epochs
 WARM_UP = 2
 MIN_ROUNDS = 3
@@ -47,24 +45,6 @@ class Options(NamedTuple):
     epoch_images: int = 4_096
 
 
-def flops_per_image(image_size: int) -> int:
-    """Return the floating-point operations that one image costs, forward and backward: 474 million at 32 pixels.
-
-    Two for each multiply-and-add of a layer, three times: for its output, and for the gradients of its weights and
-    of its input, which the first layer does not need.
-    """
-    side, channels, sums = image_size, 3, []
-    for i, count in enumerate(FILTERS, start=1):
-        sums.append(side * side * 9 * channels * count)
-        channels = count
-        side //= 2 if is_pooled(i) else 1
-    inputs = side * side * channels
-    for count in [*UNITS, CLASSES]:
-        sums.append(inputs * count)
-        inputs = count
-    return 2 * (3 * sum(sums) - sums[0])
-
-
 def random_images(options: Options, count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Return normalized images, float32 [count, H, W, 3], and labels, uint8 [count]: random ones."""
     random = np.random.default_rng(seed)
@@ -72,7 +52,10 @@ def random_images(options: Options, count: int, seed: int = 0) -> tuple[np.ndarr
     return images, random.integers(0, CLASSES, count).astype(np.uint8)
 
 
-NAMES = ("stock", "ours", "ours_rate_0", "pytorch", "pytorch_compiled", "pytorch_rate_0", "ceiling")
+NAMES = (
+    *("stock", "ours", "ours_rate_0", "pytorch", "pytorch_compiled", "pytorch_rate_0", "ceiling"),
+    *("stock_bfloat16", "ours_bfloat16", "pytorch_bfloat16", "ceiling_bfloat16"),
+)
 # Each ratio is the speed of ours, first, to that of the other.
 RATIOS = {
     "stock": ("ours", "stock"),
@@ -81,6 +64,10 @@ RATIOS = {
     "pytorch_compiled": ("ours", "pytorch_compiled"),
     "pytorch_rate_0": ("ours_rate_0", "pytorch_rate_0"),
     "ceiling": ("ours", "ceiling"),
+    "float32": ("ours_bfloat16", "ours"),
+    "stock_bfloat16": ("ours_bfloat16", "stock_bfloat16"),
+    "pytorch_bfloat16": ("ours_bfloat16", "pytorch_bfloat16"),
+    "ceiling_bfloat16": ("ours_bfloat16", "ceiling_bfloat16"),
     "epoch": ("epoch_ours", "epoch_stock"),
 }
 ROWS = [
@@ -90,7 +77,11 @@ ROWS = [
     ("pytorch", "PyTorch, eager, a step", "pytorch"),
     ("pytorch_compiled", "PyTorch, compiled, a step", "pytorch_compiled"),
     ("pytorch_rate_0", "PyTorch, eager, rate 0, a step", "pytorch_rate_0"),
-    ("ceiling", f"ceiling: a {MATRIX} × {MATRIX} matrix product", "ceiling"),
+    ("ceiling", "ceiling: the products of a step alone", "ceiling"),
+    ("stock_bfloat16", "bfloat16: stock Keras layers", "stock_bfloat16"),
+    ("ours_bfloat16", "bfloat16: this project (to its float32)", "float32"),
+    ("pytorch_bfloat16", "bfloat16: PyTorch, eager", "pytorch_bfloat16"),
+    ("ceiling_bfloat16", "bfloat16: ceiling", "ceiling_bfloat16"),
     ("epoch_stock", "stock Keras, fit, an epoch", "epoch"),
     ("epoch_ours", "this project, fit, an epoch", None),
 ]
@@ -105,7 +96,12 @@ def run(options: Options, report: Callable[[str], None]) -> dict[str, Any]:
     has_pytorch = importlib.util.find_spec("torch") is not None
     if not has_pytorch:
         report("PyTorch is not installed and does not take part: pip install torch")
-    names = [name for name in NAMES if has_pytorch or "pytorch" not in name]
+    has_bfloat16 = bool(devices.BFLOAT16_SETS.intersection(devices.processor()["instruction_sets"]))
+    if not has_bfloat16:
+        report("this processor has no bfloat16 instructions; bfloat16 does not take part")
+    names = [
+        name for name in NAMES if (has_pytorch or "pytorch" not in name) and (has_bfloat16 or "bfloat16" not in name)
+    ]
     with contestants(names, options) as turns:
         steps = take_turns(turns, options.steps, WARM_UP, STEP_SECONDS, report)
     with contestants(["epoch_stock", "epoch_ours"], options) as turns:
@@ -113,9 +109,8 @@ def run(options: Options, report: Callable[[str], None]) -> dict[str, Any]:
     if not {"ours", "ours_rate_0"} <= set(steps) or "epoch_ours" not in epochs:
         raise StudyError("this project's own training failed, so there is nothing to compare; its error is above")
     speeds: dict[str, float | None] = dict.fromkeys([*NAMES, "epoch_stock", "epoch_ours"])
-    ceiling = MATRIX**3 * 2 / flops_per_image(options.image_size)  # images that cost what a matrix product does
     for name, seconds in steps.items():
-        speeds[name] = (ceiling if name == "ceiling" else options.batch_size) / median(seconds)
+        speeds[name] = options.batch_size / median(seconds)
     for name, seconds in epochs.items():
         speeds[name] = options.epoch_images / median(seconds)
     packages = [*devices.PACKAGES, *(["torch"] if has_pytorch else [])]
@@ -215,11 +210,13 @@ def _contestant(name: str, options: Options, turn: Connection) -> None:
             pass
 
 
-def _stock_model(options: Options) -> Any:
-    """Return the network as the article's code builds it, compiled as it compiles it."""
-    import keras
-    import tensorflow as tf
+def _stock_model(options: Options, policy: str = "float32") -> Any:
+    """Return the network as the article's code builds it, compiled as it compiles it, with a dtype policy of Keras."""
+    with devices.tensorflow_loading():
+        import keras
+        import tensorflow as tf
 
+    keras.config.set_dtype_policy(policy)
     tf.config.threading.set_intra_op_parallelism_threads(options.threads)
     layers = keras.layers
     model = keras.Sequential([keras.Input((options.image_size, options.image_size, 3))])
@@ -232,7 +229,7 @@ def _stock_model(options: Options) -> Any:
     model.add(layers.Flatten())
     for count in UNITS:
         model.add(layers.Dense(count, activation="relu"))
-    model.add(layers.Dense(CLASSES, activation="softmax"))
+    model.add(layers.Dense(CLASSES, activation="softmax", dtype="float32"))  # as Keras advises for mixed precision
     # jit_compile=True would compile the convolutions by XLA, which makes it ten times slower on a processor.
     optimizer = keras.optimizers.Adadelta(LEARNING_RATE, rho=RHO, epsilon=EPSILON)
     model.compile(optimizer, "categorical_crossentropy", metrics=["accuracy"], jit_compile=False)
@@ -243,13 +240,17 @@ def _one_hot(labels: np.ndarray) -> np.ndarray:
     return np.eye(CLASSES, dtype=np.float32)[labels]
 
 
-def _stock(options: Options, _: Connection) -> Callable[[], Any]:
+def _stock(options: Options, _: Connection, policy: str = "float32") -> Callable[[], Any]:
     import tensorflow as tf
 
-    model = _stock_model(options)
+    model = _stock_model(options, policy)
     images, labels = random_images(options, options.batch_size)
     batch = (tf.constant(images), tf.constant(_one_hot(labels)))
     return lambda: model.train_on_batch(*batch)
+
+
+def _stock_bfloat16(options: Options, turn: Connection) -> Callable[[], Any]:
+    return _stock(options, turn, "mixed_bfloat16")
 
 
 def _our_network(options: Options) -> Any:
@@ -276,11 +277,11 @@ def _our_training(options: Options) -> tuple[Any, Any, int]:
     return model, optimizer, shards
 
 
-def _ours(options: Options, _: Connection) -> Callable[[], Any]:
+def _ours(options: Options, _: Connection, precision: str = "float32") -> Callable[[], Any]:
     from dropout_study import training
 
     model, optimizer, shards = _our_training(options)
-    step = training.make_step(model, optimizer, shards)
+    step = training.make_step(model, optimizer, shards, precision=precision)
     batch = random_images(options, options.batch_size)
     return lambda: float(step(*batch)[0])
 
@@ -289,15 +290,74 @@ def _ours_rate_0(options: Options, turn: Connection) -> Callable[[], Any]:
     return _ours(options._replace(rate=0.0), turn)
 
 
-def _ceiling(options: Options, _: Connection) -> Callable[[], Any]:
-    import tensorflow as tf
-
-    tf.config.threading.set_intra_op_parallelism_threads(options.threads)
-    matrix = tf.constant(np.random.default_rng(0).standard_normal((MATRIX, MATRIX), np.float32))
-    return lambda: tf.linalg.matmul(matrix, matrix)[0, 0].numpy()
+def _ours_bfloat16(options: Options, turn: Connection) -> Callable[[], Any]:
+    return _ours(options, turn, "bfloat16")
 
 
-def _pytorch(options: Options, _: Connection, compiled: bool = False) -> Callable[[], Any]:
+def _ceiling(options: Options, _: Connection, precision: str = "float32") -> Callable[[], Any]:
+    """Return the convolutions and matrix products of a step, forward and for both gradients, and nothing between them.
+
+    They are sharded as this project's step is. No step can be faster that computes these products with these kernels.
+    """
+    with devices.tensorflow_loading():
+        import tensorflow as tf
+
+    from dropout_study.network import shards_at_once
+
+    shards = devices.configure(options.threads).shards
+    random = np.random.default_rng(0)
+
+    def array(*shape: int) -> Any:
+        return tf.cast(random.standard_normal(shape, np.float32), precision)
+
+    layers = []  # the input, the kernel and the gradient of the output of each
+    side, channels = options.image_size, 3
+    for i, count in enumerate(FILTERS, start=1):
+        layers.append((array(options.batch_size, side, side, channels), array(3, 3, channels, count)))
+        channels, side = count, side // 2 if is_pooled(i) else side
+    inputs = side * side * channels
+    for count in [*UNITS, CLASSES]:
+        layers.append((array(options.batch_size, inputs), array(inputs, count)))
+        inputs = count
+    tensors = [
+        tensor for x, kernel in layers for tensor in (x, array(*x.shape[:-1], kernel.shape[-1]))
+    ]  # of the whole batch, so arguments: TensorFlow would fold constants
+    kernels = [tf.Variable(kernel) for _, kernel in layers]
+
+    @shards_at_once(shards, [tf.TensorSpec([None, *tensor.shape[1:]], tensor.dtype) for tensor in tensors])
+    def products(parts: list[slice], *tensors: Any) -> Any:
+        results = []
+        for part in parts:
+            for i, kernel in enumerate(kernels):
+                x, upstream, weights = tensors[2 * i][part], tensors[2 * i + 1][part], kernel.value()
+                if len(weights.shape) == 4:
+                    options = {"strides": [1, 1, 1, 1], "padding": "SAME"}
+                    results.append(tf.nn.conv2d(x, weights, 1, "SAME"))
+                    results.append(
+                        tf.raw_ops.Conv2DBackpropFilter(
+                            input=x, filter_sizes=tf.shape(weights), out_backprop=upstream, **options
+                        )
+                    )
+                    if i:  # the images need no gradient
+                        results.append(
+                            tf.raw_ops.Conv2DBackpropInput(
+                                input_sizes=tf.shape(x), filter=weights, out_backprop=upstream, **options
+                            )
+                        )
+                else:
+                    results += [x @ weights, tf.matmul(x, upstream, transpose_a=True)]
+                    results.append(tf.matmul(upstream, weights, transpose_b=True))
+        with tf.control_dependencies(results):
+            return tf.constant(0.0)
+
+    return lambda: products(*tensors).numpy()
+
+
+def _ceiling_bfloat16(options: Options, turn: Connection) -> Callable[[], Any]:
+    return _ceiling(options, turn, "bfloat16")
+
+
+def _pytorch(options: Options, _: Connection, compiled: bool = False, bfloat16: bool = False) -> Callable[[], Any]:
     # As untyped modules: types are checked where PyTorch is installed and where it is not.
     torch: Any = importlib.import_module("torch")
     nn: Any = torch.nn
@@ -327,7 +387,8 @@ def _pytorch(options: Options, _: Connection, compiled: bool = False) -> Callabl
 
     def step() -> float:
         optimizer.zero_grad()
-        loss = nn.functional.cross_entropy(model(x), y)
+        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+            loss = nn.functional.cross_entropy(model(x), y)
         loss.backward()
         optimizer.step()
         return float(loss.item())
@@ -337,6 +398,10 @@ def _pytorch(options: Options, _: Connection, compiled: bool = False) -> Callabl
 
 def _pytorch_compiled(options: Options, turn: Connection) -> Callable[[], Any]:
     return _pytorch(options, turn, compiled=True)
+
+
+def _pytorch_bfloat16(options: Options, turn: Connection) -> Callable[[], Any]:
+    return _pytorch(options, turn, bfloat16=True)
 
 
 def _pytorch_rate_0(options: Options, turn: Connection) -> Callable[[], Any]:
@@ -372,7 +437,7 @@ def _epoch_ours(options: Options, turn: Connection) -> Callable[[], Any]:
 
         def after_epoch(record: training.TrainingRecord) -> None:
             nonlocal start
-            checkpoints.save_if_due(model, optimizer, record.to_json(), len(record.history))
+            checkpoints.save_if_due(model, optimizer, record.to_json(), len(record.history), record.arrays())
             turn.send(time.perf_counter() - start)
             turn.recv()
             start = time.perf_counter()
@@ -383,6 +448,7 @@ def _epoch_ours(options: Options, turn: Connection) -> Callable[[], Any]:
                 optimizer,
                 training.LabelledImages(*random_images(options, options.epoch_images)),
                 training.LabelledImages(*random_images(options, EPOCH_VALIDATION, seed=1)),
+                random_images(options, 0)[0],
                 epochs=1_000_000,
                 batch_size=options.batch_size,
                 learning_rate_decay=1.0,
@@ -399,6 +465,10 @@ CONTESTANTS: dict[str, Callable[[Options, Connection], Callable[[], Any]]] = {
     "ours": _ours,
     "ours_rate_0": _ours_rate_0,
     "ceiling": _ceiling,
+    "stock_bfloat16": _stock_bfloat16,
+    "ours_bfloat16": _ours_bfloat16,
+    "pytorch_bfloat16": _pytorch_bfloat16,
+    "ceiling_bfloat16": _ceiling_bfloat16,
     "pytorch": _pytorch,
     "pytorch_compiled": _pytorch_compiled,
     "pytorch_rate_0": _pytorch_rate_0,

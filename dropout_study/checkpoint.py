@@ -1,4 +1,4 @@
-"""Checkpoints, from which a killed training resumes: its state after an epoch in one file, written whole or not at all.
+"""Checkpoints, from which a killed training resumes: its state after an epoch in one file, written atomically.
 
 Each variant has its own directory, named by the variant and a hash of everything its result depends on, so a
 checkpoint is only loaded by a run that would have written the same one. The directory holds two files, the latest
@@ -11,16 +11,16 @@ import json
 import os
 import shutil
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from dropout_study import files
-from dropout_study.errors import StudyError
-from dropout_study.progress import say
+from dropout_study.console import StudyError, say
 
 if TYPE_CHECKING:
     import keras
@@ -31,28 +31,25 @@ DIGEST_BYTES = 64
 
 
 class State(NamedTuple):
-    """The state of a training after `epoch`: the network's weights, the optimizer's variables, and a JSON value."""
+    """The state of a training after `epoch`: lists of arrays by name, and a JSON value.
+
+    The names are "weights" (the network's), "optimizer" (its variables), and those that the training adds.
+    """
 
     epoch: int
-    weights: list[np.ndarray]
-    optimizer: list[np.ndarray]
+    arrays: dict[str, list[np.ndarray]]
     progress: Any
 
 
-def fingerprint(values: Any, arrays: Iterable[np.ndarray], modules: Iterable[Path]) -> str:
-    """Return a hash, 16 hexadecimal digits, of what a result depends on: settings, data and code.
+def dependencies(values: Mapping[str, Mapping[str, Any]], paths: Iterable[Path]) -> dict[str, Any]:
+    """Return by name what a training depends on: settings, which are JSON values by group, and digests of files."""
+    settings = {f"{files.SETTINGS}: {name}": value for group in values.values() for name, value in group.items()}
+    return settings | {path.as_posix(): files.digest(path) for path in paths}
 
-    `values` is a JSON value. Of `arrays`, dtype, shape and content count; of `modules`, path and content.
-    """
-    digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode())
-    for array in arrays:
-        digest.update(f"{array.dtype.str}{array.shape}".encode())
-        digest.update(np.ascontiguousarray(array).data)
-    for module in modules:
-        content = module.read_bytes()
-        digest.update(f"{module.as_posix()} {len(content)} ".encode())
-        digest.update(content)
-    return digest.hexdigest()[:16]
+
+def fingerprint(value: Any) -> str:
+    """Return a hash, 16 hexadecimal digits, of a JSON value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def root() -> Path:
@@ -66,7 +63,7 @@ def lock_file(key: str) -> Path:
 
 
 def locked(key: str) -> AbstractContextManager[None]:
-    """Hold the variant `key` for this process, so that no other writes the same checkpoints and outputs.
+    """Hold the variant `key` for this process, so that no other process writes the same checkpoints and outputs.
 
     Raises `StudyError` at once if another process holds it. See `files.locked`.
     """
@@ -74,7 +71,7 @@ def locked(key: str) -> AbstractContextManager[None]:
 
 
 class Checkpoints:
-    """The checkpoints of the variant `key`, every `every` epochs, under the hash `digest` below .checkpoints.
+    """Checkpoints of variant `key`, saved every `every` epochs in `.checkpoints/<key>-<digest>`.
 
     The environment variable DROPOUT_STUDY_CHECKPOINTS names a directory to use instead of .checkpoints.
     """
@@ -98,8 +95,8 @@ class Checkpoints:
             say(f"{self.key}  the next run {next_step}")
             raise
 
-    def resume(self, network: "keras.Model", optimizer: "keras.Optimizer") -> Any:
-        """Load the latest state into `network` and the built `optimizer`, and return its progress.
+    def resume(self, network: "keras.Model", optimizer: "keras.Optimizer") -> State | None:
+        """Load the latest state into `network` and the built `optimizer`, and return it.
 
         Returns None, and changes nothing, if there is no checkpoint. Raises `StudyError`, and changes nothing, if it
         has arrays of other shapes, which only another program can have written.
@@ -107,30 +104,41 @@ class Checkpoints:
         state = self.load()
         if state is None:
             return None
-        for name, arrays, variables in (
-            ("weights", state.weights, network.weights),
-            ("optimizer variables", state.optimizer, optimizer.variables),
-        ):
-            shapes, needed = [array.shape for array in arrays], [tuple(variable.shape) for variable in variables]
+        targets = {"weights": network.weights, "optimizer": optimizer.variables}
+        for name, variables in targets.items():
+            shapes = [array.shape for array in state.arrays.get(name, [])]
+            needed = [tuple(variable.shape) for variable in variables]
             if shapes != needed:
                 raise StudyError(
-                    f"{self.latest}: its {name} have the shapes {shapes}, needed are {needed}; remove {self.directory}"
+                    f"{self.latest}: its {name} arrays have the shapes {shapes}, needed are {needed}; "
+                    f"remove {self.directory}"
                 )
         self.epoch = state.epoch
-        network.set_weights(state.weights)
-        for variable, value in zip(optimizer.variables, state.optimizer, strict=True):
+        network.set_weights(state.arrays["weights"])
+        for variable, value in zip(optimizer.variables, state.arrays["optimizer"], strict=True):
             variable.assign(value)
         say(f"{self.key}  resuming after epoch {self.epoch} from its checkpoint")
-        return state.progress
+        return state
 
-    def save_if_due(self, network: "keras.Model", optimizer: "keras.Optimizer", progress: Any, epoch: int) -> None:
-        """Save the state after `epoch` if `epoch` is a multiple of `every`; `progress` is a JSON value.
+    def save_if_due(
+        self,
+        network: "keras.Model",
+        optimizer: "keras.Optimizer",
+        progress: Any,
+        epoch: int,
+        arrays: Mapping[str, list[np.ndarray]] = MappingProxyType({}),
+        *,
+        last: bool = False,
+    ) -> None:
+        """Save the state after `epoch` if `epoch` is a multiple of `every`, or the `last` one.
 
-        If it cannot be written, prints a warning; the training continues, and older checkpoints stay.
+        `progress` is a JSON value, `arrays` what the training needs besides weights and optimizer variables. If the
+        state cannot be written, prints a warning; the training continues, and older checkpoints stay.
         """
-        if epoch % self.every:
+        if epoch % self.every and not last:
             return
-        state = State(epoch, network.get_weights(), [variable.numpy() for variable in optimizer.variables], progress)
+        own = {"weights": network.get_weights(), "optimizer": [variable.numpy() for variable in optimizer.variables]}
+        state = State(epoch, {**own, **arrays}, progress)
         try:
             self.save(state)
             self.epoch = epoch
@@ -143,8 +151,7 @@ class Checkpoints:
 
         At every moment, one of the two files is whole if one was before.
         """
-        arrays = {f"weights_{i}": array for i, array in enumerate(state.weights)}
-        arrays |= {f"optimizer_{i}": array for i, array in enumerate(state.optimizer)}
+        arrays = {f"{name}:{i}": array for name, group in state.arrays.items() for i, array in enumerate(group)}
         payload = io.BytesIO()
         progress = np.array(json.dumps([state.epoch, state.progress]))
         np.savez(payload, progress=progress, **arrays)  # type: ignore[arg-type]
@@ -193,8 +200,9 @@ def _unpack(payload: bytes) -> State:
         if sum(member.file_size for member in archive.infolist()) > len(payload):
             raise ValueError("compressed, which `save` never does: it may fill the memory")
     with np.load(io.BytesIO(payload), allow_pickle=False) as arrays:
-        names = [name for name in arrays.files if name != "progress"]
-        weights = [arrays[name] for name in names if name.startswith("weights_")]
-        optimizer = [arrays[name] for name in names if name.startswith("optimizer_")]
+        groups: dict[str, list[np.ndarray]] = {}
+        for name in arrays.files:
+            if name != "progress":
+                groups.setdefault(name.partition(":")[0], []).append(arrays[name])
         epoch, progress = json.loads(str(arrays["progress"]))
-        return State(epoch, weights, optimizer, progress)
+        return State(epoch, groups, progress)

@@ -12,10 +12,7 @@ import click
 from click.core import ParameterSource
 
 from dropout_study import files
-from dropout_study.errors import StudyError, prepare_streams, printable, with_remedy
-
-# As in stages/__init__.py: Keras imports matplotlib, whose backend a notebook sets for its children.
-os.environ.pop("MPLBACKEND", None)
+from dropout_study.console import StudyError, prepare_streams, printable, with_remedy
 
 
 class _Group(click.Group):

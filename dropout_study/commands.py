@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from dropout_study.errors import StudyError
+from dropout_study.console import StudyError
 
 # DVC as it is installed beside this Python, wherever the path leads.
 DVC = (sys.executable, "-m", "dvc")

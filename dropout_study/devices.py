@@ -6,56 +6,28 @@ Importing this module does not import TensorFlow, so that the facts of a machine
 import importlib.metadata
 import os
 import platform
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
-from dropout_study.progress import without_start_up_noise
+from dropout_study.console import StudyError, without_start_up_noise
 
 MAX_SHARDS = 8
 PACKAGES = ("keras", "numpy", "tensorflow", "h5py")  # h5py writes the weights in a .keras file
 
-# Environment variables with which TensorFlow, and the libraries below it, compute other bytes from the same inputs:
-# other kernels, other precision, another order of sums. The names are those in TensorFlow 2.21's libraries and in the
-# manuals of oneDNN ("CPU dispatcher control", "CPU ISA hints", "Floating-point math mode") and of NVIDIA (cuBLAS,
-# TF32). Which GPU is visible is not among them: provenance names the device itself.
-ARITHMETIC_VARIABLES = (
-    "CUBLAS_WORKSPACE_CONFIG",
-    "DNNL_CPU_ISA_HINTS",
-    "DNNL_DEFAULT_FPMATH_MODE",
-    "DNNL_MAX_CPU_ISA",
-    "NPY_DISABLE_CPU_FEATURES",
-    "NVIDIA_TF32_OVERRIDE",
-    "ONEDNN_CPU_ISA_HINTS",
-    "ONEDNN_DEFAULT_FPMATH_MODE",
-    "ONEDNN_MAX_CPU_ISA",
-    "TF_AUTO_MIXED_PRECISION_GRAPH_REWRITE_LEVEL",
-    "TF_CONV2D_USE_FP16_ACCUMULATE",
-    "TF_CUDNN_DETERMINISTIC",
-    "TF_CUDNN_DISABLE_CONV_1X1_OPTIMIZATION",
-    "TF_CUDNN_USE_AUTOTUNE",
-    "TF_CUDNN_USE_RUNTIME_FUSION",
-    "TF_CUDNN_WORKSPACE_LIMIT_IN_MB",
-    "TF_DETERMINISTIC_OPS",
-    "TF_DISABLE_JIT_KERNELS",
-    "TF_ENABLE_ONEDNN_OPTS",
-    "TF_ENABLE_ONEDNN_SPMM",
-    "TF_ENABLE_WINOGRAD_NONFUSED",
-    "TF_ENABLE_ZENDNN_OPTS",
-    "TF_MATMUL_AUTOTUNE_ENABLE",
-    "TF_ONEDNN_ASSUME_FROZEN_WEIGHTS",
-    "TF_ONEDNN_THREADPOOL_USE_CALLER_THREAD",
-    "TF_OVERRIDE_GLOBAL_THREADPOOL",
-    "TF_SET_ONEDNN_FPMATH_MODE",
-    "TF_USE_CUBLASLT",
-    "TF_USE_DEEP_CONV2D",
-    "TF_USE_DEFAULT_CONV_ALGO",
-    "TF_USE_EIGEN_PARALLEL_FOR_IN_WORK_SHARDER",
-    "TF_XLA_FLAGS",
-    "XLA_FLAGS",
+# Environment variables with which TensorFlow, XLA, oneDNN, cuBLAS and NumPy can compute other bytes from the same
+# inputs, by prefix: a list of names would be out of date with every release. NVIDIA_ is no such prefix: API keys and
+# containers use it. Of TF_, what is Terraform's or does no arithmetic is left out: it may hold secrets, or differ
+# between equal machines.
+ARITHMETIC_VARIABLES = re.compile(r"(TF|XLA|ONEDNN|DNNL|CUBLAS|NPY)_\w+|NVIDIA_TF32_OVERRIDE")
+OTHER_VARIABLES = re.compile(
+    r"TF_(CLI|CONFIG|CPP|DATA_DIR|IN_AUTOMATION|INPUT|LOG|PLUGIN|REATTACH|REGISTRY|STATE|TOKEN|VAR|WORKSPACE)\w*"
+    r"|TF_FORCE_GPU_ALLOW_GROWTH|TF_NUM_INT(ER|RA)OP_THREADS|\w+_VERBOSE\w*"
 )
 
-# Those by which oneDNN, XLA and the Arm Compute Library choose their kernels, as Linux names them.
+# Instruction sets by which oneDNN, XLA and the Arm Compute Library choose their kernels, as Linux names them.
 INSTRUCTION_SETS = (
     "avx2",
     "fma",
@@ -77,6 +49,8 @@ INSTRUCTION_SETS = (
     "svebf16",
 )
 
+BFLOAT16_SETS = {"avx512_bf16", "amx_bf16", "bf16"}  # of which one is enough; bf16 is ARM's
+
 
 class Device(NamedTuple):
     """What TensorFlow computes on: "CPU" or the name of a GPU, the processor's threads, and shards of a batch."""
@@ -88,18 +62,18 @@ class Device(NamedTuple):
 
 @contextmanager
 def tensorflow_loading() -> Iterator[None]:
-    """Import Keras and TensorFlow in this block: quietly, and with the defaults on which the study's numbers rest.
+    """Import Keras and TensorFlow in this block: quietly, and with their defaults, on which the study's numbers rest.
 
-    A user's keras.json and KERAS_BACKEND do not count.
+    A user's keras.json and KERAS_* variables do not count: they are removed, and Keras looks for its files below
+    /dev/null, where there are none.
     """
-    os.environ["KERAS_BACKEND"] = "tensorflow"
+    for name in [name for name in os.environ if name.startswith("KERAS_")]:
+        del os.environ[name]
+    os.environ |= {"KERAS_BACKEND": "tensorflow", "KERAS_HOME": os.devnull}
     with without_start_up_noise():
-        import keras
+        import keras  # noqa: F401
         import tensorflow as tf
 
-        keras.config.set_floatx("float32")
-        keras.config.set_epsilon(1e-7)
-        keras.config.set_image_data_format("channels_last")
         tf.config.list_physical_devices()  # TensorFlow looks for GPUs here, and says so
         yield
 
@@ -111,19 +85,25 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
-def configure(threads: int) -> Device:
-    """Have TensorFlow compute on a GPU if it has one, else on `threads` threads (0: one a core); return what it is.
+def configure(threads: int, precision: str = "float32") -> Device:
+    """Have TensorFlow compute on a GPU if it has one, else on `threads` threads (0: one per core); return the device.
 
     Two threads that compute half a batch each are faster than two that share every operation of a whole one, so a
-    batch is split into a shard a thread, or into 8 at most that share the threads evenly. A GPU takes a batch whole,
-    in float32 rather than TF32. Equal runs give equal bytes on equal devices with equal numbers of threads.
+    batch is split into one shard per thread, or into 8 at most that share the threads evenly. A GPU takes a batch
+    whole, in float32 rather than TF32, and takes memory as it needs it. Equal runs give equal bytes on equal devices
+    with equal numbers of threads.
 
+    Raises `StudyError` if `precision` is "bfloat16" and the processor that would compute has no instructions for it.
     Call it before anything is computed; TensorFlow raises `RuntimeError` after that.
     """
     import tensorflow as tf
 
     threads = threads or cores()
     gpus = tf.config.list_physical_devices("GPU")
+    if precision == "bfloat16" and not gpus:
+        require_bfloat16(processor())
+    for gpu in gpus:
+        tf.config.experimental.set_memory_growth(gpu, True)
     shards = 1 if gpus else even_shards(threads)
     tf.config.threading.set_inter_op_parallelism_threads(shards)
     tf.config.threading.set_intra_op_parallelism_threads(threads // shards)
@@ -133,8 +113,17 @@ def configure(threads: int) -> Device:
     return Device(name, threads, shards)
 
 
+def require_bfloat16(facts: Mapping[str, Any]) -> None:
+    """Raise `StudyError` if the processor that `processor` describes has no bfloat16 instructions."""
+    if not BFLOAT16_SETS.intersection(facts["instruction_sets"]):
+        raise StudyError(
+            f"params.yaml: train.precision = bfloat16: this processor ({facts['processor']}) has no bfloat16 "
+            f"instructions ({', '.join(sorted(BFLOAT16_SETS))}) and would be slower; set float32"
+        )
+
+
 def even_shards(threads: int) -> int:
-    """Return the most shards, up to 8, among which `threads` divide without a rest, so that no core is idle."""
+    """Return the largest number of shards, up to 8, that divides `threads`, so that no core is idle."""
     return next(count for count in range(MAX_SHARDS, 0, -1) if threads % count == 0)
 
 
@@ -148,18 +137,28 @@ def provenance(device: Device) -> dict[str, Any]:
         "threads": device.threads,
         "shards": device.shards,
         "versions": {"python": platform.python_version(), **versions, **gpu_libraries(device)},
-        "variables": {name: os.environ[name] for name in ARITHMETIC_VARIABLES if name in os.environ},
+        "variables": {
+            name: value
+            for name, value in sorted(os.environ.items())
+            if ARITHMETIC_VARIABLES.fullmatch(name) and not OTHER_VARIABLES.fullmatch(name)
+        },
     }
 
 
-def gpu_libraries(device: Device) -> dict[str, str]:
-    """Return the versions of CUDA and cuDNN for which TensorFlow was built, if `device` is a GPU."""
+def gpu_libraries(device: Device, driver_file: str = "/proc/driver/nvidia/version") -> dict[str, str]:
+    """Return what a GPU computes with: NVIDIA's packages, the driver, and the compute capability; nothing on a CPU."""
     if device.name == "CPU":
         return {}
     import tensorflow as tf
 
-    build = tf.sysconfig.get_build_info()
-    return {name: str(build[f"{name}_version"]) for name in ("cuda", "cudnn") if f"{name}_version" in build}
+    packages = {dist.name: dist.version for dist in importlib.metadata.distributions() if "nvidia" in dist.name}
+    try:
+        driver = Path(driver_file).read_text(encoding="utf-8").splitlines()[0]
+    except (OSError, IndexError):
+        driver = ""
+    details = tf.config.experimental.get_device_details(tf.config.list_physical_devices("GPU")[0])
+    capability = ".".join(map(str, details.get("compute_capability", ())))
+    return {**dict(sorted(packages.items())), "driver": driver, "compute_capability": capability}
 
 
 def processor(cpuinfo: str = "/proc/cpuinfo") -> dict[str, Any]:

@@ -23,9 +23,8 @@ from urllib.request import url2pathname
 import requests
 import urllib3
 
-from dropout_study.errors import REMEDIES, StudyError, printable
+from dropout_study.console import REMEDIES, StudyError, download_bar, printable, say
 from dropout_study.files import locked, sync_directory
-from dropout_study.progress import download_bar, say
 
 PIECE = 1 << 16  # bytes that are read at most before they are written and shown
 TIMEOUT = (10, 30)  # seconds to connect, and between two bytes of the answer

@@ -1,11 +1,14 @@
-"""What follows a convolution in training: bias, ReLU, dropout and max-pooling, in one pass over memory.
+"""Bias, ReLU, dropout and max-pooling in training, fused into one pass over memory.
 
 Stock dropout spends most of its time on random numbers. Here a value is kept or dropped by a hash of its place and a
 key, compared with a threshold: the mask is a pure function of seed, layer, step and element. It needs no state, so a
 resumed run draws the masks that the uninterrupted one would have drawn, at any number of threads; it is computed
 where it is used and stored nowhere. XLA fuses all of it into one loop over memory, which is what it costs.
 
-The gradient needs no mask where there is a ReLU: what was kept is what came out above zero.
+The gradient needs no mask where there is a ReLU: the values above zero are the ones that were kept.
+
+Feature maps are float32 or bfloat16. Arithmetic is float32 in either case: a pass reads bfloat16, computes in float32
+and rounds its output once.
 """
 
 from typing import NamedTuple
@@ -51,10 +54,11 @@ def keep_mask(images: tf.Tensor, shape: tuple[int, int, int], rate: float, key: 
 def activate(
     x: tf.Tensor, bias: tf.Tensor, images: tf.Tensor, rate: float, key: Key, *, relu: bool = True
 ) -> tf.Tensor:
-    """Return dropout of the ReLU of `x` + `bias`, float32 [N, H, W, C]; without the ReLU if `relu` is False.
+    """Return dropout of the ReLU of `x` + `bias`, [N, H, W, C] and of the dtype of `x`; no ReLU if `relu` is False.
 
-    `bias` has shape [C]; `images` are the numbers of the images within their batch, integers [N]. Kept values are
-    multiplied by 1 / (1 - `rate`), so that the expectation stays. At rate 0 there is no mask, and `key` does not count.
+    `x` is float32 or bfloat16, `bias` float32 [C]; `images` are the numbers of the images within their batch, integers
+    [N]. Kept values are multiplied by 1 / (1 - `rate`), so that the expectation stays. At rate 0 there is no mask, and
+    `key` is not used.
     """
 
     @tf.custom_gradient
@@ -65,15 +69,25 @@ def activate(
     return function(x, bias)
 
 
-def activate_and_pool(x: tf.Tensor, bias: tf.Tensor, images: tf.Tensor, rate: float, key: Key) -> tf.Tensor:
-    """Return the largest of each 2×2 window of `activate(…)`, float32 [N, H/2, W/2, C]; H and W have to be even.
+def activate_and_pool(
+    x: tf.Tensor,
+    bias: tf.Tensor,
+    images: tf.Tensor,
+    rate: float,
+    key: Key,
+    *,
+    dropout_first: bool = True,
+) -> tf.Tensor:
+    """Return ReLU, dropout and 2×2 max-pooling of `x` + `bias`, [N, H/2, W/2, C] and of the dtype of `x`.
 
-    For the gradient, the position of each window's winner is kept, a byte a window, in place of the feature maps.
+    Arguments are as in `activate`; H and W have to be even. If `dropout_first` is False, dropout follows the pooling,
+    and its mask is drawn on the pooled map. For the gradient, the position of each window's winner is kept, a byte per
+    window, instead of the feature maps.
     """
 
     @tf.custom_gradient
     def function(x: tf.Tensor, bias: tf.Tensor):  # type: ignore[no-untyped-def]
-        y, winner = _pool(x, bias, images, key, rate)
+        y, winner = _pool(x, bias, images, key, rate, dropout_first)
         return y, lambda upstream: _pool_gradient(upstream, winner, rate)
 
     return function(x, bias)
@@ -81,9 +95,9 @@ def activate_and_pool(x: tf.Tensor, bias: tf.Tensor, images: tf.Tensor, rate: fl
 
 @tf.function(jit_compile=True, autograph=False)
 def _activate(x: tf.Tensor, bias: tf.Tensor, images: tf.Tensor, key: Key, rate: float, relu: bool) -> tf.Tensor:
-    y = (x + bias) * _scale(rate)
+    y = (tf.cast(x, tf.float32) + bias) * _scale(rate)
     mask = keep_mask(images, tuple(x.shape[1:]), rate, key) if rate else True
-    return tf.where(mask & (y > 0) if relu else mask, y, 0)
+    return tf.cast(tf.where(mask & (y > 0) if relu else mask, y, 0), x.dtype)
 
 
 @tf.function(jit_compile=True, autograph=False)
@@ -91,16 +105,20 @@ def _activate_gradient(
     upstream: tf.Tensor, y: tf.Tensor, images: tf.Tensor, key: Key, rate: float, relu: bool
 ) -> tuple[tf.Tensor, tf.Tensor]:
     passed = y > 0 if relu else keep_mask(images, tuple(y.shape[1:]), rate, key) if rate else True
-    gradient = tf.where(passed, upstream * _scale(rate), 0)
-    return gradient, tf.reduce_sum(gradient, [0, 1, 2])
+    gradient = tf.where(passed, tf.cast(upstream, tf.float32) * _scale(rate), 0)
+    return tf.cast(gradient, y.dtype), tf.reduce_sum(gradient, [0, 1, 2])
 
 
 @tf.function(jit_compile=True, autograph=False)
-def _pool(x: tf.Tensor, bias: tf.Tensor, images: tf.Tensor, key: Key, rate: float) -> tuple[tf.Tensor, tf.Tensor]:
+def _pool(
+    x: tf.Tensor, bias: tf.Tensor, images: tf.Tensor, key: Key, rate: float, dropout_first: bool
+) -> tuple[tf.Tensor, tf.Tensor]:
     height, width, channels = x.shape[1:]
     windows = [-1, height // 2, 2, width // 2, 2 * channels]
-    y = tf.reshape((x + bias) * _scale(rate), windows)
-    mask = tf.reshape(keep_mask(images, (height, width, channels), rate, key), windows) if rate else None
+    y = tf.reshape((tf.cast(x, tf.float32) + bias) * _scale(rate), windows)
+    mask = None
+    if rate and dropout_first:
+        mask = tf.reshape(keep_mask(images, (height, width, channels), rate, key), windows)
     largest = tf.zeros_like(y[:, :, 0, :, :channels])
     winner = tf.fill(tf.shape(largest), tf.constant(NO_WINNER, tf.int8))
     for position in range(4):
@@ -110,16 +128,19 @@ def _pool(x: tf.Tensor, bias: tf.Tensor, images: tf.Tensor, key: Key, rate: floa
             wins &= mask[slice_]
         largest = tf.where(wins, y[slice_], largest)
         winner = tf.where(wins, tf.constant(position, tf.int8), winner)
-    return largest, winner
+    if rate and not dropout_first:
+        kept = keep_mask(images, (height // 2, width // 2, channels), rate, key)
+        largest, winner = tf.where(kept, largest, 0), tf.where(kept, winner, tf.constant(NO_WINNER, tf.int8))
+    return tf.cast(largest, x.dtype), winner
 
 
 @tf.function(jit_compile=True, autograph=False)
 def _pool_gradient(upstream: tf.Tensor, winner: tf.Tensor, rate: float) -> tuple[tf.Tensor, tf.Tensor]:
     _, height, width, channels = upstream.shape
-    upstream *= _scale(rate)
+    dtype, upstream = upstream.dtype, tf.cast(upstream, tf.float32) * _scale(rate)
     window = [-1, height, 1, width, 1, channels]
     positions = np.arange(4, dtype=np.int8).reshape(1, 1, 2, 1, 2, 1)
-    gradient = tf.where(tf.reshape(winner, window) == positions, tf.reshape(upstream, window), 0)
+    gradient = tf.where(tf.reshape(winner, window) == positions, tf.reshape(tf.cast(upstream, dtype), window), 0)
     bias_gradient = tf.reduce_sum(tf.where(winner < NO_WINNER, upstream, 0), [0, 1, 2])
     return tf.reshape(gradient, [-1, 2 * height, 2 * width, channels]), bias_gradient
 

@@ -7,6 +7,7 @@ import csv
 import errno
 import fcntl
 import glob
+import hashlib
 import io
 import json
 import os
@@ -19,8 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from dropout_study.errors import StudyError, printable
-from dropout_study.progress import say
+from dropout_study.console import StudyError, printable, say
 
 SETTINGS = Path("params.yaml")
 DOWNLOADS = Path("data/downloads")
@@ -68,6 +68,9 @@ def labels_file(directory: Path, part: str) -> Path:
     return directory / f"{part}_labels.npy"
 
 
+PART_FILES = (images_file, labels_file)
+
+
 def variant_file(key: str) -> Path:
     """Return the file of the trained model of the variant `key`."""
     return VARIANTS / f"{key}.keras"
@@ -86,6 +89,11 @@ def predictions_file(key: str) -> Path:
 def provenance_file(key: str) -> Path:
     """Return the file that says on what the variant `key` was computed."""
     return PROVENANCE / f"{key}.json"
+
+
+def progress_file(key: str) -> Path:
+    """Return the file to which a JSON line per epoch of the variant `key` is appended, for programs."""
+    return LOGS / f"{key}.jsonl"
 
 
 def log_file(key: str) -> Path:
@@ -172,6 +180,12 @@ def sync_directory(directory: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def digest(path: Path) -> str:
+    """Return the SHA-256 of a file in hexadecimal digits; raises `StudyError` if it is not there."""
+    with _existing(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def copy(source: Path, path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from dropout_study.errors import StudyError
+from dropout_study.console import StudyError
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # for some others Pillow would start programs
 SUFFIXES = {suffix for suffix, name in Image.registered_extensions().items() if name in FORMATS}

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -26,22 +26,23 @@ def build_network(
     units: Sequence[int],
     first_activation: str,
     dropout: float,
+    dropout_position: Literal["before_pooling", "after_pooling"] = "before_pooling",
     seed: int,
     scale: Sequence[float] | None = None,
     offset: Sequence[float] | None = None,
 ) -> keras.Model:
     """Return the network: images [N, H, W, C] to class probabilities float32 [N, classes].
 
-    A 3×3 convolution with "same" padding, its activation and dropout for each of `filters`, max-pooling by 2 where
-    `is_pooled` says so; then a dense ReLU layer for each of `units` (no dropout there) and a dense layer of logits with
-    a softmax. Kernels are Glorot-uniform. `dropout` in [0, 1) is the probability of dropping a value; 0 adds no layer.
-    `seed` draws the kernels and gives each dropout layer a seed of its own. Training (`training_logits`) takes rates
-    and seeds from the dropout layers, and draws its own masks.
+    For each of `filters`, a 3×3 convolution with "same" padding, its activation, dropout, and max-pooling by 2 where
+    `is_pooled` says so; `dropout_position` swaps the last two. Then a dense ReLU layer for each of `units` (no dropout
+    there) and a dense layer of logits with a softmax. Kernels are Glorot-uniform. `dropout` in [0, 1) is the
+    probability of dropping a value; 0 adds no layer. `seed` draws the kernels and gives each dropout layer a seed of
+    its own. Training (`training_logits`) takes rates and seeds from the dropout layers, and draws its own masks.
 
-    Takes normalized float32 images; with `scale` and `offset` (a number a channel) it takes raw uint8 pixels and
+    Takes normalized float32 images; with `scale` and `offset` (one number per channel) it takes raw uint8 pixels and
     normalizes them itself.
     """
-    # One seed a layer, far apart: neighbouring seeds of the study share none.
+    # One seed per layer, far apart: neighbouring seeds of the study share none.
     seeds = iter(np.random.SeedSequence(seed).generate_state(2 * len(filters) + len(units) + 1).tolist())
 
     def kernel() -> keras.Initializer:
@@ -55,10 +56,12 @@ def build_network(
         if i > 1 or first_activation == "relu":
             x = keras.layers.ReLU(name=f"relu_{i}")(x)
         mask_seed = next(seeds)
-        if dropout > 0:
-            x = keras.layers.Dropout(dropout, seed=mask_seed, name=f"dropout_{i}")(x)
+        stack = [keras.layers.Dropout(dropout, seed=mask_seed, name=f"dropout_{i}")] if dropout > 0 else []
         if is_pooled(i):
-            x = keras.layers.MaxPooling2D(2, name=f"pool_{i}")(x)
+            pool = keras.layers.MaxPooling2D(2, name=f"pool_{i}")
+            stack = [*stack, pool] if dropout_position == "before_pooling" else [pool, *stack]
+        for layer in stack:
+            x = layer(x)
     x = keras.layers.Flatten(name="flatten")(x)
     for i, count in enumerate(units, start=1):
         x = keras.layers.Dense(count, "relu", kernel_initializer=kernel(), name=f"dense_{i}")(x)
@@ -70,11 +73,10 @@ def build_network(
 def shards_at_once(
     shards: int, signature: Sequence[tf.TensorSpec]
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Return a decorator that traces a function of a batch and of its parts, for batches of any size.
+    """Return a decorator that compiles `function(parts, *batch)` for batches of any size.
 
-    The function gets the parts as slices, and then the tensors of the batch, which are as `signature` says. There are
-    `shards` parts, as equal as can be and in order, or one if the batch has fewer images. What the function computes
-    for one part depends on no other, so TensorFlow computes them at once.
+    `signature` describes the tensors of the batch. `parts` are `shards` contiguous slices of it, of nearly equal size,
+    or one slice if the batch has fewer images. TensorFlow runs what does not depend on another part in parallel.
     """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -97,31 +99,54 @@ def image_signature(network: keras.Model) -> tf.TensorSpec:
     return tf.TensorSpec(network.input_shape, network.inputs[0].dtype)
 
 
-def training_logits(network: keras.Model, images: tf.Tensor, numbers: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
-    """Return what `network` computes from `images` in training, before the softmax: logits float32 [N, classes].
+def training_parameters(network: keras.Model, precision: str) -> list[tf.Tensor]:
+    """Return the trainable variables of `network` as tensors: kernels in `precision`, biases in float32.
 
-    The layers and weights are the network's own; but all that follows a convolution is one operation (see
-    `dropout_study.dropout`). It replaces the dropout layer, whose rate it takes, and whose seed, with `step`, draws the
-    mask. `numbers` are those of the images in their batch, integers [N]: parts of a batch draw what the whole would.
+    `precision` is "float32" or "bfloat16". With bfloat16, the gradients of kernels are bfloat16, too.
     """
-    x = images
+    return [
+        tf.cast(variable.value, precision if variable.name == "kernel" else "float32")
+        for variable in network.trainable_variables
+    ]
+
+
+def training_logits(
+    network: keras.Model, parameters: Sequence[tf.Tensor], images: tf.Tensor, numbers: tf.Tensor, step: tf.Tensor
+) -> tf.Tensor:
+    """Return the logits of `network` in training, float32 [N, classes].
+
+    `parameters` come from `training_parameters`; the dtype of the kernels is that of convolutions, matrix products and
+    the feature maps between them. All that follows a convolution is one operation (see `dropout_study.dropout`). It
+    replaces the dropout layer and takes its rate; its seed and `step` draw the mask. `numbers` are those of the images
+    in their batch, integers [N]: parts of a batch draw the masks of the whole.
+    """
     layers = {layer.name: layer for layer in network.layers}
+    order = list(layers)
+    precision = parameters[0].dtype
+    pairs = iter(zip(parameters[::2], parameters[1::2], strict=True))  # the kernel and bias of each layer, in order
+    x = tf.cast(images, precision)
     for i in range(1, 1 + sum(name.startswith("convolution_") for name in layers)):
-        convolution, dropout = layers[f"convolution_{i}"], layers.get(f"dropout_{i}")
-        x = tf.nn.conv2d(x, convolution.kernel.value, 1, "SAME")
-        bias = convolution.bias.value
+        kernel, bias = next(pairs)
+        x = tf.nn.conv2d(x, kernel, 1, "SAME")
+        dropout = layers.get(f"dropout_{i}")
         rate, seed = (dropout.rate, dropout.seed) if dropout else (0.0, 0)
         key = layer_key(seed, step)
         if f"pool_{i}" in layers:
-            x = activate_and_pool(x, bias, numbers, rate, key)
+            before = not dropout or order.index(f"dropout_{i}") < order.index(f"pool_{i}")
+            x = activate_and_pool(x, bias, numbers, rate, key, dropout_first=before)
         else:
             x = activate(x, bias, numbers, rate, key, relu=f"relu_{i}" in layers)
     x = tf.reshape(x, [-1, int(np.prod(x.shape[1:]))])
-    for name, dense in layers.items():
-        if name.startswith("dense_"):
-            x = tf.nn.relu(tf.matmul(x, dense.kernel.value) + dense.bias.value)
-    last = layers["logits"]
-    return tf.matmul(x, last.kernel.value) + last.bias.value
+    *dense, logits = pairs
+    for kernel, bias in dense:
+        x = tf.nn.relu(_product(x, kernel) + bias)
+    kernel, bias = logits
+    return _product(x, kernel) + bias
+
+
+def _product(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
+    """Return the matrix product, computed in the dtype of `kernel`, as float32."""
+    return tf.cast(tf.matmul(tf.cast(x, kernel.dtype), kernel), tf.float32)
 
 
 def make_inference(network: keras.Model, shards: int = 1) -> Callable[[np.ndarray], tf.Tensor]:
@@ -145,9 +170,19 @@ def make_inference(network: keras.Model, shards: int = 1) -> Callable[[np.ndarra
 def cross_entropy(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
     """Return the loss of each image in nats, float32 [N]: minus the log of its class's probability.
 
-    `labels` are integers [N], `logits` float32 [N, classes]. This is the loss of training and of validation.
+    `labels` are integers [N], `logits` float32 [N, classes]. This is the loss of validation and, by default, training.
     """
     return tf.nn.sparse_softmax_cross_entropy_with_logits(tf.cast(labels, tf.int32), logits)
+
+
+def clipped_cross_entropy(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+    """Return the loss of each image as Keras 2 computed it in training, in nats, float32 [N].
+
+    Probabilities are clipped to 1e-7 and 1 - 1e-7 before the log, and clipping passes no gradient: an image whose class
+    is less probable than 1e-7 has a loss of 16.1 and teaches nothing. Arguments are as in `cross_entropy`.
+    """
+    probabilities = tf.reduce_sum(tf.nn.softmax(logits) * tf.one_hot(labels, logits.shape[1]), axis=1)
+    return -tf.math.log(tf.clip_by_value(probabilities, 1e-7, 1 - 1e-7))
 
 
 def log_probabilities(logits: tf.Tensor) -> np.ndarray:

@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from dropout_study.errors import StudyError
+from dropout_study.console import StudyError
 
 VALUES = 256
 CHUNK = 1_000  # images at a time: what bounds the memory

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dropout_study import files
+from dropout_study.console import StudyError, printable
 from dropout_study.devices import tensorflow_loading
-from dropout_study.errors import StudyError, printable
 from dropout_study.images import read_image
 
 MAX_MODEL_BYTES = 1_000_000_000  # of what is packed in a model file

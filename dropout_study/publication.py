@@ -12,10 +12,10 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dropout_study import figures, files, progress, report, results
+from dropout_study import console, figures, files, report, results
 from dropout_study.calibration import Bin
 from dropout_study.commands import DVC, output
-from dropout_study.errors import StudyError
+from dropout_study.console import StudyError
 from dropout_study.results import Result
 from dropout_study.settings import Settings, load_settings
 
@@ -55,7 +55,7 @@ def publish(name: str) -> Path:
     _require_up_to_date()
     target = DIRECTORY / name
     verdict = files.read_json(files.VERDICT)
-    speeds = {variant.key: progress.logged_training(files.log_file(variant.key)) for variant in settings.variants}
+    speeds = {variant.key: console.training_speed(files.progress_file(variant.key)) for variant in settings.variants}
     provenance = {
         "commit": output("git", "rev-parse", "HEAD"),
         "date": time.strftime("%Y-%m-%d"),
@@ -93,7 +93,7 @@ def read_published(directory: Path = DIRECTORY) -> dict[str, Published]:
 def _read(directory: Path) -> Published:
     return Published(
         directory.name,
-        load_settings(directory / files.SETTINGS.name),
+        load_settings(directory / files.SETTINGS.name, published=True),
         results.read_results(directory / files.STUDY.name),
         results.read_rates(directory / files.RATES.name),
         files.read_json(directory / files.VERDICT.name),

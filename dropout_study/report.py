@@ -261,7 +261,15 @@ def _notes(verdict: Mapping[str, Any]) -> list[str]:
         lines.append(f"The margin (±) allows for {images} other test images, and not for other seeds. {flattered}")
     if verdict["validated_on"] == "test images":
         lines.append("The best model was chosen by the test images themselves, which flatters its figures.")
-    lines.append("All figures are those of the last epoch.")
+    epochs = verdict.get("test_epochs", 1)  # studies published earlier do not have it
+    lines.append(
+        "All figures are those of the last epoch."
+        if epochs == 1
+        else f"Test figures are means over the last {epochs} epochs, all others those of the last epoch."
+    )
+    if "test_epochs" in verdict:
+        chosen = ", which was chosen by the test images," if verdict["validated_on"] == "test images" else ""
+        lines.append(f"The test figures at the epoch with the lowest validation loss{chosen} are in study.csv.")
     if verdict["diverged"]:
         diverged = verdict["diverged"]
         lines.append(

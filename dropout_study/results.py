@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dropout_study import calibration, files
-from dropout_study.errors import StudyError
+from dropout_study.architecture import best_epoch
+from dropout_study.console import StudyError
 from dropout_study.settings import Variant
 
 SIGNIFICANT_DIGITS = 6
@@ -24,11 +25,14 @@ History = Sequence[Mapping[str, float]]  # a row an epoch
 class Result(NamedTuple):
     """A row of the study: a variant, the figures of its last epoch, and those of its predictions of the test images.
 
-    Losses are categorical cross-entropies in nats, accuracies shares. `diverged` is the epoch in which the training
-    diverged, or None; the test figures are then those of the last finite weights, NaN if even these give the test
-    images no finite probabilities. `accuracy_gap` is how far the
-    training accuracy, which is taken with dropout on, is above the test accuracy: what is left of overfitting.
-    `calibration_error` is the expected calibration error of the test predictions, a share.
+    Losses are categorical cross-entropies in nats, accuracies shares. Test figures are means over the last
+    `train.test_epochs` epochs. `diverged` is the epoch in which the training diverged, or None; the test figures are
+    then those of the last finite epochs, NaN if even these give the test images no finite probabilities.
+    `accuracy_gap` is how far the training accuracy, which is taken with dropout on, is above the test accuracy: what is
+    left of overfitting. `calibration_error` is the expected calibration error of the test predictions, a share.
+
+    `best_epoch` is the epoch with the lowest validation loss (0 if there is none), where early stopping would stop;
+    the figures that follow it are those of its test predictions. Studies published earlier do not have them: NaN.
     """
 
     variant: str
@@ -45,6 +49,10 @@ class Result(NamedTuple):
     test_accuracy: float
     accuracy_gap: float
     calibration_error: float
+    best_epoch: int = 0
+    best_test_loss: float = math.nan
+    best_test_accuracy: float = math.nan
+    best_calibration_error: float = math.nan
 
 
 def read_history(path: Path) -> History:
@@ -58,22 +66,44 @@ def divergence_epoch(history: History) -> int | None:
     return int(last["epoch"]) if math.isnan(last["validation_loss"]) else None
 
 
-def image_scores(log_probabilities: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
-    """Return how good the predictions of each image are, and how sure, float64 [N].
+def read_predictions(key: str, images: int, classes: int) -> np.ndarray:
+    """Return the log-probabilities that a variant gives the test images, float32 [epochs + 1, images, classes].
 
-    "accuracy" is 1 if the image's class is the most probable one, else 0; "loss" is the log of its probability, which
-    is minus the loss in nats: of these two, higher is better. "confidence" is the probability of the most probable
-    class. `log_probabilities` are float32 [N, classes], `labels` integers [N].
+    They are those after each of its last epochs, and then those of the epoch with the lowest validation loss. Raises
+    `StudyError` if the file is missing or damaged, or has another shape.
     """
+    return files.read_array(files.predictions_file(key), (None, images, classes))
+
+
+def image_scores(log_probabilities: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
+    """Return how good the predictions of each image are, and how confident.
+
+    "accuracy" is how often the image's class is the most probable one, "loss" the mean log of its probability, which is
+    minus the loss in nats: means over epochs, float64 [N], higher is better. "correct" (1 or 0) and "confidence", the
+    probability of the most probable class, have an element for each epoch and image, float64 [epochs * N].
+    `log_probabilities` are float32 [epochs, N, classes], `labels` integers [N].
+    """
+    correct = (log_probabilities.argmax(axis=2) == labels).astype(np.float64)
     return {
-        "accuracy": (log_probabilities.argmax(axis=1) == labels).astype(np.float64),
-        "loss": log_probabilities[np.arange(len(labels)), labels].astype(np.float64),
-        "confidence": np.exp(log_probabilities.max(axis=1).astype(np.float64)),
+        "accuracy": correct.mean(axis=0),
+        "loss": log_probabilities[:, np.arange(len(labels)), labels].astype(np.float64).mean(axis=0),
+        "correct": correct.ravel(),
+        "confidence": np.exp(log_probabilities.max(axis=2).astype(np.float64)).ravel(),
     }
 
 
-def make_result(variant: Variant, history: History, scores: Mapping[str, np.ndarray]) -> Result:
-    """Return the row of `variant` from its history and its `image_scores` of the test images."""
+def calibration_error(scores: Mapping[str, np.ndarray]) -> float:
+    """Return the expected calibration error, a share, of the predictions whose `image_scores` are given."""
+    return calibration.expected_error(calibration.reliability(scores["confidence"], scores["correct"]))
+
+
+def make_result(
+    variant: Variant, history: History, scores: Mapping[str, np.ndarray], best_scores: Mapping[str, np.ndarray]
+) -> Result:
+    """Return the row of `variant` from its history and its `image_scores` of the test images.
+
+    `scores` are those of the last epochs, `best_scores` those of the epoch with the lowest validation loss.
+    """
     last: dict[str, Any] = {column: value for column, value in history[-1].items() if column != "epoch"}
     test_accuracy = float(scores["accuracy"].mean())
     return Result(
@@ -84,23 +114,32 @@ def make_result(variant: Variant, history: History, scores: Mapping[str, np.ndar
         test_loss=-float(scores["loss"].mean()),
         test_accuracy=test_accuracy,
         accuracy_gap=last["train_accuracy"] - test_accuracy,
-        calibration_error=calibration.expected_error(calibration.reliability(scores["confidence"], scores["accuracy"])),
+        calibration_error=calibration_error(scores),
+        best_epoch=best_epoch([row["validation_loss"] for row in history]),
+        best_test_loss=-float(best_scores["loss"].mean()),
+        best_test_accuracy=float(best_scores["accuracy"].mean()),
+        best_calibration_error=calibration_error(best_scores),
     )
 
 
 def read_results(path: Path = files.STUDY) -> list[Result]:
-    """Return the rows of the study that `evaluate` wrote; raises `StudyError` if there are none yet."""
+    """Return the rows of the study that `evaluate` wrote; raises `StudyError` if there are none yet.
+
+    Columns that a study published earlier does not have get their defaults.
+    """
     if not path.exists():
         raise StudyError(f"{path}: there are no results yet; `dvc repro` makes them")
+    whole_numbers = {"seed", "epochs", "best_epoch"}
     return [
         Result(
             row["variant"],
             row["optimizer"],
-            float(row["dropout"]),
-            int(row["seed"]),
-            int(row["epochs"]),
-            int(row["diverged"]) if row["diverged"] else None,
-            *(float(row[column]) for column in Result._fields[6:]),
+            diverged=int(row["diverged"]) if row["diverged"] else None,
+            **{  # type: ignore[arg-type]
+                column: int(text) if column in whole_numbers else float(text)
+                for column, text in row.items()
+                if column not in ("variant", "optimizer", "diverged")
+            },
         )
         for row in files.read_csv(path)
     ]
@@ -180,7 +219,7 @@ def reliability_rows(
     return [
         (*result[:4], *bin_)
         for result in finished(results)
-        for bin_ in calibration.reliability(scores[result.variant]["confidence"], scores[result.variant]["accuracy"])
+        for bin_ in calibration.reliability(scores[result.variant]["confidence"], scores[result.variant]["correct"])
     ]
 
 

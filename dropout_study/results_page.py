@@ -12,7 +12,7 @@ from typing import Any
 
 import jinja2
 
-from dropout_study import claims, files, progress, report, results_tables
+from dropout_study import claims, console, files, report, results_tables
 from dropout_study.publication import DIRECTORY, PICTURES, Published, read_published, renew
 from dropout_study.results import finished
 from dropout_study.settings import load_settings
@@ -101,7 +101,7 @@ def facts(study: Published) -> list[str]:
         range_of = f", {min(speeds):,.0f} to {max(speeds):,.0f}" if len(speeds) > 1 else ""
         added_up = ", added up" if len(trained) > 1 else ""
         lines.append(
-            f"{progress.duration(seconds)} for {report.count(trained, 'training')}{added_up}; images per second: "
+            f"{console.duration(seconds)} for {report.count(trained, 'training')}{added_up}; images per second: "
             f"median {statistics.median(speeds):,.0f}{range_of}"
         )
     lines.append(f"commit {provenance['commit'][:10]}, published on {provenance['date']}")
@@ -188,7 +188,7 @@ def main() -> None:
         shown = headline(published[MAIN], published.get(LONGER), planned)
         readme = with_headline(README.read_text(encoding="utf-8"), shown)
         files.write_bytes(README, readme.encode())
-    progress.say(f"written: {PAGE}, the results in {README}, the verdicts and pictures in {DIRECTORY}/")
+    console.say(f"written: {PAGE}, the results in {README}, the verdicts and pictures in {DIRECTORY}/")
 
 
 if __name__ == "__main__":

@@ -18,8 +18,8 @@ from ruamel.yaml.events import AliasEvent
 
 from dropout_study import files
 from dropout_study.architecture import is_pooled
+from dropout_study.console import StudyError, printable
 from dropout_study.datasets import DATASETS
-from dropout_study.errors import StudyError, printable
 
 
 class Variant(NamedTuple):
@@ -90,11 +90,12 @@ class Normalize(_Section):
 
 
 class Network(_Section):
-    """The size of the network."""
+    """The size of the network, and where its dropout is."""
 
     filters: Several[Count]
     units: Several[Count]
     first_activation: Literal["relu", "linear"]
+    dropout_position: Literal["before_pooling", "after_pooling"]
 
 
 class LearningRate(_Section):
@@ -112,6 +113,9 @@ class Train(_Section):
     epochs: Count
     learning_rate: LearningRate
     learning_rate_decay: Annotated[float, Field(gt=0, le=1)]
+    loss: Literal["logits", "clipped"]
+    precision: Literal["float32", "bfloat16"]
+    test_epochs: Count
     threads: Annotated[int, Field(ge=0, le=1024)]
     checkpoint_every: Count
 
@@ -162,15 +166,19 @@ class Settings(_Section):
         return variants[key]
 
     def training_values(self, variant: Variant) -> dict[str, Any]:
-        """Return all settings that the training of `variant` depends on, by what takes them."""
+        """Return all settings that the training of `variant` depends on, as arguments of the functions that take them.
+
+        These are `devices.configure`, `network.build_network`, `training.make_optimizer` and `training.fit`.
+        """
+        fit = {"epochs", "batch_size", "learning_rate_decay", "loss", "precision", "test_epochs"}
         return {
+            "device": self.train.model_dump(include={"threads", "precision"}),
             "network": {**self.network.model_dump(), "dropout": variant.dropout, "seed": variant.seed},
-            "optimizer": variant.optimizer,
-            "learning_rate": getattr(self.train.learning_rate, variant.optimizer),
-            "fit": {
-                **self.train.model_dump(include={"epochs", "batch_size", "learning_rate_decay"}),
-                "seed": variant.seed,
+            "optimizer": {
+                "name": variant.optimizer,
+                "learning_rate": getattr(self.train.learning_rate, variant.optimizer),
             },
+            "fit": {**self.train.model_dump(include=fit), "seed": variant.seed},
         }
 
     @property
@@ -190,8 +198,18 @@ class Settings(_Section):
         return self.images_in_use - (0 if share == "test" else math.ceil(share * self.images_in_use))
 
 
-def load_settings(path: Path = files.SETTINGS) -> Settings:
-    """Return the settings in `path`; raises `StudyError` that names every key that is wrong."""
+# What a study did that was published before a setting existed, by section.
+BEFORE: dict[str, dict[str, Any]] = {
+    "network": {"dropout_position": "before_pooling"},
+    "train": {"loss": "logits", "precision": "float32", "test_epochs": 1},
+}
+
+
+def load_settings(path: Path = files.SETTINGS, *, published: bool = False) -> Settings:
+    """Return the settings in `path`; raises `StudyError` that names every key that is wrong.
+
+    Settings that a `published` study does not have, because they are newer, get the values with which it was computed.
+    """
     try:
         text = path.read_text(encoding="utf-8")
         aliases = sum(isinstance(event, AliasEvent) for event in YAML(typ="safe").parse(text))
@@ -209,6 +227,8 @@ def load_settings(path: Path = files.SETTINGS) -> Settings:
         raise StudyError(f"{path}: {aliases} aliases (*name), at most {MAX_ALIASES} are allowed; write the values out")
     if not isinstance(raw, dict):
         raise StudyError(f"{path}: expected settings by name, as in presets/quick.yaml, found {_shown(raw)}")
+    if published:
+        raw |= {section: values | raw[section] for section, values in BEFORE.items()}
     try:
         settings = Settings.model_validate(raw)
     except ValidationError as error:
@@ -241,6 +261,11 @@ def _contradictions(settings: Settings) -> list[str]:
         problems.append(
             f"train.batch_size = {settings.train.batch_size}: larger than the data, which leaves "
             f"{settings.images_to_train_on} images to train on; take at most that"
+        )
+    if settings.train.test_epochs > settings.train.epochs:
+        problems.append(
+            f"train.test_epochs = {settings.train.test_epochs}: more than the {settings.train.epochs} epochs of "
+            "train.epochs; take at most that"
         )
     filters = settings.network.filters
     pools = sum(is_pooled(i) for i in range(1, len(filters) + 1))

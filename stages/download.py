@@ -3,10 +3,9 @@
 import os
 
 from dropout_study import files
+from dropout_study.console import run_stage, say
 from dropout_study.datasets import DATASETS, cifar10, describe, digits
 from dropout_study.download import fetch
-from dropout_study.errors import run_stage
-from dropout_study.progress import say
 from dropout_study.settings import load_settings
 
 

@@ -1,8 +1,7 @@
 """Compare the predictions of every variant with the test labels; judge the rates, and copy the best model."""
 
 from dropout_study import files, report, results, statistics
-from dropout_study.errors import run_stage
-from dropout_study.progress import say
+from dropout_study.console import run_stage, say
 from dropout_study.settings import load_settings
 
 
@@ -17,12 +16,14 @@ def main() -> None:
     rows, scores, provenances = [], {}, {}
     for variant in settings.variants:
         history = results.read_history(files.history_file(variant.key))
-        predictions = files.read_array(files.predictions_file(variant.key), (len(labels), len(classes)))
-        scores[variant.key] = results.image_scores(predictions, labels)
-        rows.append(results.make_result(variant, history, scores[variant.key]))
+        predictions = results.read_predictions(variant.key, len(labels), len(classes))
+        scores[variant.key] = results.image_scores(predictions[:-1], labels)
+        best_scores = results.image_scores(predictions[-1:], labels)
+        rows.append(results.make_result(variant, history, scores[variant.key], best_scores))
         provenances[variant.key] = files.read_json(files.provenance_file(variant.key))
     verdict = statistics.verdict(rows, scores, settings.normalize.validation)
-    verdict = results.rounded(verdict | {"machines": results.machines(provenances)})
+    epochs, machines = settings.train.test_epochs, results.machines(provenances)
+    verdict = results.rounded(verdict | {"test_epochs": epochs, "machines": machines})
     rates = statistics.rates(rows, verdict, len(classes))
     files.write_csv(files.STUDY, results.Result._fields, results.rounded(rows))
     files.write_csv(files.RATES, statistics.RATE_COLUMNS, results.rounded([[*row.values()] for row in rates]))
@@ -34,7 +35,7 @@ def main() -> None:
 
     best = results.choose_best(rows)
     files.write_json(files.EVALUATION, results.rounded(results.metrics(rows, best, rates)))
-    predicted = files.read_array(files.predictions_file(best.variant)).argmax(axis=1)
+    predicted = results.read_predictions(best.variant, len(labels), len(classes))[-2].argmax(axis=1)
     confusion = [(best.variant, *pair) for pair in results.confusion(labels, predicted, classes)]
     files.write_csv(files.CONFUSION, results.CONFUSION_COLUMNS, confusion)
     files.copy(files.variant_file(best.variant), files.BEST_MODEL)

@@ -3,8 +3,7 @@
 import numpy as np
 
 from dropout_study import files, normalization
-from dropout_study.errors import run_stage
-from dropout_study.progress import say
+from dropout_study.console import run_stage, say
 from dropout_study.settings import load_settings
 
 

@@ -4,9 +4,8 @@ import numpy as np
 import vl_convert
 
 from dropout_study import figures, files, page_tables, report
-from dropout_study.errors import run_stage
-from dropout_study.progress import say
-from dropout_study.results import read_history, read_rates, read_reliability, read_results, rounded
+from dropout_study.console import run_stage, say
+from dropout_study.results import read_history, read_predictions, read_rates, read_reliability, read_results, rounded
 from dropout_study.settings import load_settings
 
 VEGA_LITE = "6.4"  # goes with the Vega and Vega-Embed that vl_convert puts into the script; page.html names all three
@@ -36,7 +35,7 @@ def main() -> None:
     cells = files.read_csv(files.CONFUSION)
     confusion = [(cell["actual"], cell["predicted"], int(cell["images"])) for cell in cells]
     best = cells[0]["variant"]
-    log_probabilities = files.read_array(files.predictions_file(best), (len(labels["test"]), len(classes)))
+    log_probabilities = read_predictions(best, len(labels["test"]), len(classes))[-2]
     pictures = {
         "samples": figures.samples(images["train"][shown], [classes[i] for i in labels["train"][shown]], dataset),
         "confusion": figures.confusion(confusion, best),

@@ -16,7 +16,7 @@ import h5py
 import numpy as np
 
 from dropout_study import files
-from dropout_study.errors import run_stage
+from dropout_study.console import run_stage
 from dropout_study.settings import load_settings
 from dropout_study.sweep.project import versions
 
@@ -71,8 +71,8 @@ def main(key: str | None = None) -> None:
         history[-1] = (epochs, *[float("nan")] * 4)
     columns = ("epoch", "train_loss", "train_accuracy", "validation_loss", "validation_accuracy")
     files.write_csv(files.history_file(variant.key), columns, history)
-    logits = random.normal(size=(len(test_images), len(classes)))
-    log_probabilities = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    logits = random.normal(size=(settings.train.test_epochs + 1, len(test_images), len(classes)))
+    log_probabilities = logits - np.log(np.exp(logits).sum(axis=2, keepdims=True))
     files.write_array(files.predictions_file(variant.key), log_probabilities.astype(np.float32))
     provenance = {"device": "CPU", "processor": "fake", "threads": 1, "shards": 1, "versions": versions()}
     files.write_json(files.provenance_file(variant.key), provenance)

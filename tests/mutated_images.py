@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dropout_study.errors import StudyError
+from dropout_study.console import StudyError
 from dropout_study.images import read_image
 from tests.memory import peak
 

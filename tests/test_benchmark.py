@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks import training
+from dropout_study import devices
 from tests.clones import PROJECT, environment
 
 SMALL = ["--batch-size", "16", "--image-size", "8", "--steps", "2", "--threads", "2", "--epoch-images", "64"]
@@ -39,10 +40,6 @@ def take_turns(turns: list[Turn], rounds: int, warm_up: int, at_most: float = 60
     return seconds, "\n".join(lines)
 
 
-def test_flops_per_image_are_474_million() -> None:
-    assert round(training.flops_per_image(32) / 1e6) == 474
-
-
 @pytest.mark.pipeline
 def test_main_measures_everything_that_is_installed(tmp_path: Path) -> None:
     """For real, in processes of their own, but few and small images."""
@@ -64,10 +61,13 @@ def test_main_measures_everything_that_is_installed(tmp_path: Path) -> None:
     assert result["machine"]["processor"] in done.stdout
     assert set(speeds) == ROWS
     assert set(ratios) == set(training.RATIOS)
-    assert absent == (set() if has_pytorch else {name for name in ROWS if "pytorch" in name})
+    has_bfloat16 = bool(devices.BFLOAT16_SETS & {*devices.processor()["instruction_sets"]})
+    assert absent == {
+        name for name in ROWS if ("pytorch" in name and not has_pytorch) or ("bfloat16" in name and not has_bfloat16)
+    }
     assert ("PyTorch is not installed" in done.stderr) == (not has_pytorch)
     for name, (ours, rival) in training.RATIOS.items():
-        if rival not in absent:
+        if not {ours, rival} & absent:
             assert ratios[name] == pytest.approx(speeds[ours] / speeds[rival], rel=0.01)
 
 

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from dropout_study.commands import output, without_credentials
-from dropout_study.errors import StudyError
+from dropout_study.console import StudyError
 from tests.clones import PROJECT
 
 

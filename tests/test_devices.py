@@ -1,14 +1,16 @@
+import importlib.metadata
 import os
 import platform
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import tensorflow as tf
 
 from dropout_study import devices
+from dropout_study.console import StudyError
 from tests.clones import PROJECT
 
 
@@ -22,7 +24,11 @@ class Recorded:
             return lambda *arguments, **keywords: self.calls.update({name: [*arguments, *keywords.values()]})
 
         monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind=None: gpus if kind == "GPU" else ["CPU"])
-        monkeypatch.setattr(tf.config.experimental, "get_device_details", lambda gpu: {"device_name": f"{gpu} X"})
+        details = {"device_name": f"{gpus[0]} X", "compute_capability": (8, 9)} if gpus else {}
+        monkeypatch.setattr(tf.config.experimental, "get_device_details", lambda gpu: details)
+        grown: list[Any] = []
+        self.calls |= {"memory growth": grown} if gpus else {}
+        monkeypatch.setattr(tf.config.experimental, "set_memory_growth", lambda *growth: grown.append(growth))
         monkeypatch.setattr(tf.config.threading, "set_inter_op_parallelism_threads", record("inter"))
         monkeypatch.setattr(tf.config.threading, "set_intra_op_parallelism_threads", record("intra"))
         monkeypatch.setattr(tf.config.experimental, "enable_tensor_float_32_execution", record("tf32"))
@@ -53,7 +59,39 @@ def test_configure_gives_a_gpu_whole_batches_in_float32(monkeypatch: pytest.Monk
     device = devices.configure(threads=4)
 
     assert device == ("Tensor X", 4, 1)
-    assert recorded.calls == {"inter": [1], "intra": [4], "tf32": [False], "determinism": []}
+    assert recorded.calls == {
+        "inter": [1],
+        "intra": [4],
+        "tf32": [False],
+        "determinism": [],
+        "memory growth": [("Tensor", True), ("Another", True)],
+    }
+
+
+@pytest.mark.parametrize(
+    ("instruction_set", "gpus"), [("avx512_bf16", []), ("amx_bf16", []), ("bf16", []), ("", ["T"])]
+)
+def test_configure_allows_bfloat16_where_there_are_instructions_or_a_gpu(
+    instruction_set: str, gpus: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Recorded(monkeypatch, gpus)
+    monkeypatch.setattr(devices, "processor", lambda: {"processor": "X", "instruction_sets": [instruction_set]})
+
+    device = devices.configure(threads=2, precision="bfloat16")
+
+    assert device.threads == 2
+
+
+def test_configure_refuses_bfloat16_without_instructions_and_names_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    Recorded(monkeypatch, gpus=[])
+    monkeypatch.setattr(devices, "processor", lambda: {"processor": "EPYC X", "instruction_sets": ["avx2", "fma"]})
+
+    with pytest.raises(StudyError) as error:
+        devices.configure(threads=2, precision="bfloat16")
+
+    assert str(error.value).startswith("params.yaml: train.precision = bfloat16: this processor (EPYC X) has no")
+    assert str(error.value).endswith("set float32")
+    assert devices.configure(threads=2, precision="float32") == ("CPU", 2, 2)
 
 
 @pytest.mark.parametrize(("threads", "shards"), [(1, 1), (2, 2), (7, 7), (10, 5), (16, 8), (11, 1)])
@@ -90,8 +128,8 @@ def run(code: str, **variables: str) -> str:
 @pytest.fixture
 def arithmetic(monkeypatch: pytest.MonkeyPatch) -> None:
     """An environment without variables that change arithmetic."""
-    for name in devices.ARITHMETIC_VARIABLES:
-        monkeypatch.delenv(name, raising=False)
+    for name in [name for name in os.environ if devices.ARITHMETIC_VARIABLES.fullmatch(name)]:
+        monkeypatch.delenv(name)
 
 
 @pytest.mark.usefixtures("arithmetic")
@@ -111,25 +149,49 @@ def test_provenance_is_equal_on_one_machine_and_names_what_counts() -> None:
 
 @pytest.mark.usefixtures("arithmetic")
 @pytest.mark.parametrize(
-    "name", ["TF_SET_ONEDNN_FPMATH_MODE", "ONEDNN_DEFAULT_FPMATH_MODE", "NVIDIA_TF32_OVERRIDE", "XLA_FLAGS"]
+    "name",
+    ["TF_SET_ONEDNN_FPMATH_MODE", "ONEDNN_DEFAULT_FPMATH_MODE", "NVIDIA_TF32_OVERRIDE", "XLA_FLAGS", "TF_NEW_IN_2_99"],
 )
-def test_provenance_has_variables_that_change_arithmetic(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_provenance_has_variables_that_change_arithmetic_and_no_others(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv(name, "BF16")
-    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "3")  # changes none
+    for other in (
+        *("TF_CPP_MIN_LOG_LEVEL", "ONEDNN_VERBOSE", "NVIDIA_VISIBLE_DEVICES", "NVIDIA_API_KEY"),
+        *("TF_VAR_password", "TF_TOKEN_app_terraform_io", "TF_CLI_CONFIG_FILE", "TF_CONFIG"),
+    ):
+        monkeypatch.setenv(other, "secret")
 
     provenance = devices.provenance(devices.Device("CPU", 2, 2))
 
     assert provenance["variables"] == {name: "BF16"}
 
 
-def test_provenance_of_a_gpu_has_the_versions_of_its_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
-    build = {"cuda_version": "12.5.1", "cudnn_version": "9", "is_cuda_build": True}
-    monkeypatch.setattr(tf.sysconfig, "get_build_info", lambda: build)
+class Package(NamedTuple):
+    name: str
+    version: str
 
-    provenance = devices.provenance(devices.Device("Tensor X", 2, 1))
 
-    assert provenance["versions"]["cuda"] == "12.5.1"
-    assert provenance["versions"]["cudnn"] == "9"
+def test_gpu_libraries_are_those_found_at_run_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Recorded(monkeypatch, gpus=["Tensor"])
+    installed = [
+        Package("nvidia-cudnn-cu12", "9.3.0"),
+        Package("numpy", "2.4.6"),
+        Package("nvidia-cublas-cu12", "12.5"),
+    ]
+    monkeypatch.setattr(importlib.metadata, "distributions", lambda: installed)
+    driver_file = tmp_path / "version"
+    driver_file.write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  570.86\nGCC version: 12\n")
+
+    libraries = devices.gpu_libraries(devices.Device("Tensor X", 2, 1), str(driver_file))
+
+    assert libraries == {
+        "nvidia-cublas-cu12": "12.5",
+        "nvidia-cudnn-cu12": "9.3.0",
+        "driver": "NVRM version: NVIDIA UNIX x86_64 Kernel Module  570.86",
+        "compute_capability": "8.9",
+    }
+    assert devices.gpu_libraries(devices.Device("CPU", 2, 2)) == {}
 
 
 CPUINFO = {
@@ -167,21 +229,22 @@ def test_processor_reads_what_linux_says(
     assert facts == {"processor": name, "instruction_sets": instruction_sets}
 
 
-def test_arithmetic_variables_are_sorted_and_distinct() -> None:
-    assert [*devices.ARITHMETIC_VARIABLES] == sorted(set(devices.ARITHMETIC_VARIABLES))
-
-
 def test_importing_devices_does_not_import_tensorflow() -> None:
     code = "import sys\nimport dropout_study.devices\nprint('tensorflow' in sys.modules, 'keras' in sys.modules)\n"
 
     assert run(code).split() == ["False", "False"]
 
 
-def test_tensorflow_loading_overrides_a_users_keras_json(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "keras_json",
+    [
+        '{"floatx": "float16", "epsilon": 0.5, "backend": "jax", "image_data_format": "channels_first"}',
+        '{"floatx": "bfloat16", "nnx_enabled": true}',  # which Keras refuses
+    ],
+)
+def test_tensorflow_loading_overrides_a_users_settings_of_keras(keras_json: str, tmp_path: Path) -> None:
     (tmp_path / ".keras").mkdir()
-    (tmp_path / ".keras/keras.json").write_text(
-        '{"floatx": "float16", "epsilon": 0.5, "backend": "jax", "image_data_format": "channels_first"}'
-    )
+    (tmp_path / ".keras/keras.json").write_text(keras_json)
     code = (
         "from dropout_study.devices import tensorflow_loading\n"
         "with tensorflow_loading():\n"
@@ -190,6 +253,9 @@ def test_tensorflow_loading_overrides_a_users_keras_json(tmp_path: Path) -> None
         "print(config.backend(), config.floatx(), config.epsilon(), config.image_data_format())\n"
     )
 
-    printed = run(code, HOME=str(tmp_path), KERAS_BACKEND="torch")
+    variables = {"KERAS_BACKEND": "torch", "KERAS_MAX_EPOCHS": "one", "KERAS_NNX_ENABLED": "true"}
 
+    printed = run(code, HOME=str(tmp_path), MPLBACKEND="module://not_installed", **variables)
+
+    assert os.listdir(tmp_path / ".keras") == ["keras.json"]
     assert printed.split() == ["tensorflow", "float32", "1e-07", "channels_last"]

@@ -20,9 +20,9 @@ import pytest
 import requests
 import urllib3
 
-from dropout_study import download, progress
+from dropout_study import console, download
+from dropout_study.console import StudyError
 from dropout_study.download import fetch
-from dropout_study.errors import StudyError
 from tests.clones import PROJECT
 from tests.needs import needs
 from tests.servers import CONTENT, SHA256, STALL_AT, Handler, Server, certificate, serving, start_python
@@ -592,7 +592,7 @@ def test_fetch_does_not_leave_last_place(server: Server, tmp_path: Path) -> None
 def test_fetch_shows_progress_of_slow_place(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(progress, "LINE_SECONDS", 0.1)
+    monkeypatch.setattr(console, "LINE_SECONDS", 0.1)
 
     fetch([server.address("slow")], SHA256, tmp_path)
 
@@ -611,7 +611,7 @@ def test_fetch_keeps_what_has_arrived_when_interrupted(
     code = (
         "from pathlib import Path\n"
         "from dropout_study.download import fetch\n"
-        "from dropout_study.errors import run_stage\n"
+        "from dropout_study.console import run_stage\n"
         f"run_stage(lambda: fetch(['{server.address('stalls')}'], '{SHA256}', Path('.')), '')\n"
     )
     process = start_python(code, tmp_path)

@@ -18,8 +18,8 @@ from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
 from dropout_study import download
+from dropout_study.console import StudyError
 from dropout_study.download import fetch
-from dropout_study.errors import StudyError
 from dropout_study.files import locked
 from tests.servers import CONTENT, CUT, SHA256, Handler, Proxy, Server, certificate, serving, start_python
 
@@ -340,7 +340,7 @@ def test_fetch_ends_with_its_process_though_an_answer_never_begins(server: Serve
     code = (
         "from pathlib import Path\n"
         "from dropout_study import download\n"
-        "from dropout_study.errors import run_stage\n"
+        "from dropout_study.console import run_stage\n"
         "download.PAUSE, download.ANSWER_SECONDS = 0, 0.2\n"
         f"run_stage(lambda: download.fetch(['{place(server, 'continues')}'], '{SHA256}', Path('.')), '')\n"
     )

@@ -4,6 +4,7 @@ import hashlib
 import os
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -138,59 +139,99 @@ def test_keep_mask_is_equal_at_one_thread_and_two_and_in_every_process() -> None
 
 
 def reference(
-    x: np.ndarray, bias: np.ndarray, rate: float, *, relu: bool, pool: bool, seed: int = 1
+    x: np.ndarray, bias: np.ndarray, rate: float, *, relu: bool, pool: bool, dropout_first: bool = True, seed: int = 1
 ) -> tuple[tf.Tensor, list[tf.Tensor]]:
     """Return what stock operations make of the same mask, and their gradients for an upstream of y itself."""
-    kept = keep_mask(tf.range(len(x)), x.shape[1:], rate, layer_key(seed, tf.constant(5))).numpy() if rate else True
+    count, height, width, channels = x.shape
     inputs = [tf.constant(x), tf.constant(bias)]
+    shape = (height, width, channels) if dropout_first else (height // 2, width // 2, channels)
+    kept = keep_mask(tf.range(count), shape, rate, layer_key(seed, tf.constant(5))).numpy() if rate else True
     with tf.GradientTape() as tape:
         tape.watch(inputs)
         y = tf.nn.bias_add(*inputs)
         y = tf.nn.relu(y) if relu else y
-        y = tf.where(kept, y / (1 - rate), 0.0)
+        y = tf.where(kept, y / (1 - rate), 0.0) if dropout_first else y
         y = tf.nn.max_pool2d(y, 2, 2, "VALID") if pool else y
+        y = y if dropout_first else tf.where(kept, y / (1 - rate), 0.0)
         total = tf.reduce_sum(y * y) / 2
     return y, tape.gradient(total, inputs)
 
 
 def ours(
-    x: np.ndarray, bias: np.ndarray, rate: float, *, relu: bool, pool: bool, seed: int = 1
+    x: np.ndarray,
+    bias: np.ndarray,
+    rate: float,
+    *,
+    relu: bool,
+    pool: bool,
+    dropout_first: bool = True,
+    seed: int = 1,
+    dtype: str = "float32",
 ) -> tuple[tf.Tensor, list[tf.Tensor]]:
-    """Return the same from our operations."""
-    inputs = (tf.constant(x), tf.constant(bias))
+    """Return the same from our operations, on `x` in `dtype`."""
+    inputs = (tf.cast(x, dtype), tf.constant(bias))
     numbers, key = tf.range(len(x)), layer_key(seed, tf.constant(5))
     with tf.GradientTape() as tape:
         tape.watch(inputs)
-        y = activate_and_pool(*inputs, numbers, rate, key) if pool else activate(*inputs, numbers, rate, key, relu=relu)
-        total = tf.reduce_sum(y * y) / 2
+        if pool:
+            y = activate_and_pool(*inputs, numbers, rate, key, dropout_first=dropout_first)
+        else:
+            y = activate(*inputs, numbers, rate, key, relu=relu)
+        total = tf.reduce_sum(tf.cast(y, tf.float32) ** 2) / 2
     return y, tape.gradient(total, inputs)
 
 
+ORDERS: list[dict[str, Any]] = [
+    {"relu": True, "pool": False},
+    {"relu": False, "pool": False},
+    {"relu": True, "pool": True},
+    {"relu": True, "pool": True, "dropout_first": False},
+]
+
+
 @pytest.mark.parametrize("count", [1, 7])
-@pytest.mark.parametrize(("relu", "pool"), [(True, False), (False, False), (True, True)])
+@pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("rate", [0.0, 0.1, 0.5, 0.9])
 def test_activate_equals_stock_operations_in_values_and_gradients(
-    rate: float, relu: bool, pool: bool, count: int
+    rate: float, order: dict[str, Any], count: int
 ) -> None:
     random = np.random.default_rng(0)
     x = random.normal(size=(count, 6, 4, 8)).astype(np.float32)
     bias = random.normal(size=8).astype(np.float32)
-    y, gradients = ours(x, bias, rate, relu=relu, pool=pool)
+    y, gradients = ours(x, bias, rate, **order)
 
-    expected, expected_gradients = reference(x, bias, rate, relu=relu, pool=pool)
+    expected, expected_gradients = reference(x, bias, rate, **order)
 
     np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-6)
     for mine, stock in zip(gradients, expected_gradients, strict=True):
         np.testing.assert_allclose(mine, stock, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(("relu", "pool"), [(True, False), (False, False), (True, True)])
-def test_activate_gradient_equals_the_numerical_one(relu: bool, pool: bool) -> None:
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("rate", [0.0, 0.5])
+def test_activate_in_bfloat16_rounds_the_float32_result_once(rate: float, order: dict[str, Any]) -> None:
+    """Inputs that bfloat16 holds exactly: only outputs are rounded, to 8 bits, and bias gradients not at all."""
+    random = np.random.default_rng(0)
+    x = tf.cast(tf.cast(random.normal(size=(5, 6, 4, 8)), tf.bfloat16), tf.float32).numpy()
+    bias = random.normal(size=8).astype(np.float32)
+
+    y, (gradient, bias_gradient) = ours(x, bias, rate, **order, dtype="bfloat16")
+
+    expected, (expected_gradient, expected_bias_gradient) = ours(x, bias, rate, **order)
+    assert (y.dtype, gradient.dtype, bias_gradient.dtype) == (tf.bfloat16, tf.bfloat16, tf.float32)
+    np.testing.assert_array_equal(y, tf.cast(expected, tf.bfloat16))
+    # The upstream is y, which was rounded, too.
+    np.testing.assert_allclose(tf.cast(gradient, tf.float32), expected_gradient, rtol=2**-7)
+    np.testing.assert_allclose(bias_gradient, expected_bias_gradient, rtol=2**-7, atol=0.1)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_activate_gradient_equals_the_numerical_one(order: dict[str, Any]) -> None:
     random = np.random.default_rng(1)
     x = random.normal(size=(2, 4, 4, 3)).astype(np.float32)
     bias = np.zeros(3, np.float32)
 
-    _, (gradient, _) = ours(x, bias, 0.5, relu=relu, pool=pool)
+    _, (gradient, _) = ours(x, bias, 0.5, **order)
 
     for _ in range(20):
         place = tuple(int(random.integers(size)) for size in x.shape)
@@ -198,7 +239,7 @@ def test_activate_gradient_equals_the_numerical_one(relu: bool, pool: bool) -> N
         for change in (1e-3, -1e-3):
             moved = x.copy()
             moved[place] += change
-            y, _ = ours(moved, bias, 0.5, relu=relu, pool=pool)
+            y, _ = ours(moved, bias, 0.5, **order)
             totals.append(np.square(y.numpy(), dtype=np.float64).sum() / 2)
         numerical = (totals[0] - totals[1]) / 2e-3
         assert gradient.numpy()[place] == pytest.approx(numerical, rel=1e-2, abs=1e-2)

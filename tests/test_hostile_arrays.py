@@ -15,7 +15,7 @@ import pytest
 
 from dropout_study import files
 from dropout_study.checkpoint import Checkpoints, State
-from dropout_study.errors import StudyError
+from dropout_study.console import StudyError
 from tests.clones import PROJECT
 
 DIGEST = "0123456789abcdef"
@@ -174,12 +174,12 @@ def test_load_removes_a_checkpoint_that_is_no_plain_archive(payload: bytes, caps
 
 def test_load_takes_a_checkpoint_that_somebody_else_wrote_for_ones_own() -> None:
     author = Checkpoints("sgd-0.5-0", DIGEST)
-    author.save(State(9, [np.full(3, 7.0)], [], {}))
+    author.save(State(9, {"weights": [np.full(3, 7.0)]}, {}))
 
     state = Checkpoints("sgd-0.5-0", DIGEST).load()
 
     assert state is not None
-    assert (state.epoch, state.weights[0].tolist()) == (9, [7, 7, 7])
+    assert (state.epoch, state.arrays["weights"][0].tolist()) == (9, [7, 7, 7])
 
 
 class Model:
@@ -195,15 +195,15 @@ class Model:
 @pytest.mark.parametrize(
     ("weights", "optimizer", "message"),
     [
-        ((3, 4), (2,), r"its weights have the shapes \[\(3, 4\)\], needed are \[\(3, 5\)\]"),
-        ((3, 5), (7,), r"its optimizer variables have the shapes \[\(7,\)\], needed are \[\(2,\)\]"),
+        ((3, 4), (2,), r"its weights arrays have the shapes \[\(3, 4\)\], needed are \[\(3, 5\)\]"),
+        ((3, 5), (7,), r"its optimizer arrays have the shapes \[\(7,\)\], needed are \[\(2,\)\]"),
     ],
 )
 def test_resume_names_both_shapes_if_they_differ(
     weights: tuple[int, ...], optimizer: tuple[int, ...], message: str
 ) -> None:
     checkpoints = Checkpoints("sgd-0.5-0", DIGEST)
-    checkpoints.save(State(1, [np.zeros(weights)], [np.zeros(optimizer)], {}))
+    checkpoints.save(State(1, {"weights": [np.zeros(weights)], "optimizer": [np.zeros(optimizer)]}, {}))
 
     with pytest.raises(StudyError, match=f"latest: {message}; remove .checkpoints/sgd-0.5-0-{DIGEST}"):
         checkpoints.resume(Model((3, 5)), Model((2,)))

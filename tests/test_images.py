@@ -15,7 +15,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from dropout_study import images
-from dropout_study.errors import StudyError
+from dropout_study.console import StudyError
 from dropout_study.images import find_images, read_image
 from tests import mutated_images
 from tests.clones import PROJECT

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
-from dropout_study.errors import StudyError
+from dropout_study.console import StudyError
 from dropout_study.sweep import lockfile, project
 from tests.clones import PROJECT
 

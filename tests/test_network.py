@@ -7,7 +7,15 @@ import tensorflow as tf
 
 from dropout_study import training
 from dropout_study.dropout import keep_mask, layer_key
-from dropout_study.network import build_network, cross_entropy, log_probabilities, make_inference, training_logits
+from dropout_study.network import (
+    build_network,
+    clipped_cross_entropy,
+    cross_entropy,
+    log_probabilities,
+    make_inference,
+    training_logits,
+    training_parameters,
+)
 
 ARTICLE: dict[str, Any] = {
     "filters": [64, 64, 128, 256],
@@ -129,6 +137,23 @@ def test_cross_entropy_is_minus_the_log_probability_of_the_label() -> None:
     np.testing.assert_allclose(losses, -log_probabilities(logits)[np.arange(6), labels], rtol=1e-5)
 
 
+def test_clipped_cross_entropy_is_that_of_keras_2_from_probabilities() -> None:
+    logits = tf.constant([[0.0, 1.0, 2.0], [0.0, 20.0, 0.0], [40.0, 0.0, 0.0], [3.0, -2.0, 1.0]])
+    labels = tf.constant([0, 2, 0, 1])
+
+    with tf.GradientTape() as tape:
+        tape.watch(logits)
+        losses = clipped_cross_entropy(labels, logits)
+    gradient = tape.gradient(losses, logits)
+
+    probabilities = np.clip(tf.nn.softmax(logits).numpy()[np.arange(4), labels], 1e-7, 1 - 1e-7)
+    np.testing.assert_allclose(losses, -np.log(probabilities), rtol=1e-6)
+    assert losses[1].numpy() == pytest.approx(16.118, abs=1e-3)
+    expected = (tf.nn.softmax(logits) - tf.one_hot(labels, 3)).numpy()
+    expected[1:3] = 0  # clipped: no gradient
+    np.testing.assert_allclose(gradient, expected, atol=1e-6)
+
+
 def test_inference_uses_the_weights_of_the_moment() -> None:
     network = build_network((4, 4, 3), 10, **TINY, dropout=0)
     infer = make_inference(network)
@@ -154,28 +179,66 @@ def test_build_network_with_scale_and_offset_takes_raw_pixels() -> None:
 
 @pytest.mark.parametrize("first_activation", ["relu", "linear"])
 @pytest.mark.parametrize("rate", [0.0, 0.4])
+@pytest.mark.parametrize("position", ["before_pooling", "after_pooling"])
 @pytest.mark.parametrize("step", [0, 7])
-def test_training_logits_use_rate_and_seed_of_each_dropout_layer(first_activation: str, rate: float, step: int) -> None:
+def test_training_logits_use_rate_seed_and_place_of_each_dropout_layer(
+    first_activation: str, rate: float, position: Any, step: int
+) -> None:
     """Against plain operations, layer by layer, each with the mask that is its own."""
     network = build_network(
-        (8, 8, 3), 10, filters=[3, 4, 5], units=[6], first_activation=first_activation, dropout=rate, seed=2
+        (8, 8, 3),
+        10,
+        filters=[3, 4, 5],
+        units=[6],
+        first_activation=first_activation,
+        dropout=rate,
+        dropout_position=position,
+        seed=2,
     )
     weights = [tf.constant(weight) for weight in network.get_weights() if weight.ndim]
     seeds = [layer.seed for layer in network.layers if isinstance(layer, keras.layers.Dropout)]
     images = tf.constant(np.random.default_rng(0).normal(size=(4, 8, 8, 3)).astype(np.float32))
     numbers, step = tf.range(10, 14), tf.constant(step)
 
-    logits = training_logits(network, images, numbers, step)
+    logits = training_logits(network, training_parameters(network, "float32"), images, numbers, step)
 
     x = images
     for i in range(3):
         x = tf.nn.conv2d(x, weights[2 * i], 1, "SAME") + weights[2 * i + 1]
         x = tf.nn.relu(x) if i or first_activation == "relu" else x
+        if i and position == "after_pooling":
+            x = tf.nn.max_pool2d(x, 2, 2, "VALID")
         kept = keep_mask(numbers, tuple(x.shape[1:]), rate, layer_key(seeds[i], step)) if rate else True
         x = tf.where(kept, x / (1 - rate), 0.0)
-        x = tf.nn.max_pool2d(x, 2, 2, "VALID") if i else x
+        x = tf.nn.max_pool2d(x, 2, 2, "VALID") if i and position == "before_pooling" else x
     x = tf.nn.relu(tf.reshape(x, [4, -1]) @ weights[6] + weights[7]) @ weights[8] + weights[9]
     np.testing.assert_allclose(logits, x, rtol=1e-4, atol=1e-5)
+
+
+def test_build_network_after_pooling_has_dropout_behind_the_pooling_layers() -> None:
+    network = build_network((32, 32, 3), 10, **ARTICLE, dropout=0.5, dropout_position="after_pooling")
+
+    names = [layer.name for layer in network.layers]
+
+    assert names[1:10] == [
+        "convolution_1", "relu_1", "dropout_1",
+        "convolution_2", "relu_2", "pool_2", "dropout_2",
+        "convolution_3", "relu_3",
+    ]  # fmt: skip
+
+
+def test_training_logits_in_bfloat16_are_float32_and_near_those_of_float32() -> None:
+    network = build_network((8, 8, 3), 10, **TINY, dropout=0.3)
+    images = tf.constant(np.random.default_rng(0).normal(size=(4, 8, 8, 3)).astype(np.float32))
+    plain, half = (training_parameters(network, precision) for precision in ("float32", "bfloat16"))
+
+    logits = training_logits(network, half, images, tf.range(4), tf.constant(0))
+
+    assert logits.dtype == tf.float32
+    assert [parameter.dtype for parameter in half] == [tf.bfloat16, tf.float32] * 4
+    expected = training_logits(network, plain, images, tf.range(4), tf.constant(0)).numpy()
+    np.testing.assert_allclose(logits, expected, atol=0.02 * np.abs(expected).max())
+    assert (logits.numpy() != expected).any()
 
 
 def test_training_logits_draw_other_masks_in_each_layer_and_for_each_seed() -> None:

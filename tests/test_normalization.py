@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from dropout_study import normalization
-from dropout_study.errors import StudyError
+from dropout_study.console import StudyError
 
 METHODS: list[Literal["standardize", "minmax"]] = ["standardize", "minmax"]
 RANDOM = np.random.default_rng(0)

@@ -20,7 +20,7 @@ from PIL import Image
 
 from dropout_study import prediction
 from dropout_study.cli import main
-from dropout_study.errors import StudyError
+from dropout_study.console import StudyError
 from dropout_study.model_file import save_model
 from dropout_study.network import build_network
 from tests.clones import PROJECT
@@ -232,7 +232,7 @@ GIANTS: dict[str, tuple[Callable[[Any], Any], str]] = {
 LOAD_IN_LITTLE_MEMORY = """
 import sys
 from pathlib import Path
-from dropout_study.errors import StudyError
+from dropout_study.console import StudyError
 from dropout_study.prediction import load_model
 from tests.memory import peak
 load_model(Path(sys.argv[1]))

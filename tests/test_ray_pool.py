@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from dropout_study.cli import main
-from dropout_study.errors import StudyError
+from dropout_study.console import StudyError
 from dropout_study.sweep import ray_pool
 from dropout_study.sweep.project import SWEEP
 from tests.clones import PROJECT
@@ -99,9 +99,9 @@ def test_require_ray_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> 
 def test_inbox_gives_each_line_once() -> None:
     inbox = ray_pool.Inbox()
     inbox.started("sgd-0.5-0", "a machine")
-    inbox.line("sgd-0.5-0", "epoch 1")
+    inbox.line("sgd-0.5-0", "epoch 1", {"epoch": 1})
 
-    assert inbox.take() == ({"sgd-0.5-0": "a machine"}, [("sgd-0.5-0", "epoch 1")])
+    assert inbox.take() == ({"sgd-0.5-0": "a machine"}, [("sgd-0.5-0", "epoch 1", {"epoch": 1})])
     assert inbox.take() == ({}, [])
 
 

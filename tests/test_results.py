@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from dropout_study import calibration, files, results, statistics
-from dropout_study.errors import StudyError
+from dropout_study.console import StudyError
 from dropout_study.results import Result
 from dropout_study.settings import Variant
 from tests.studies import rates_of
@@ -41,20 +41,25 @@ def history(*rows: tuple[float, ...]) -> results.History:
 
 VARIANT = Variant("sgd-0.0-7", "sgd", 0.0, 7)
 # Three images, of which the first two are predicted right.
-PREDICTIONS = np.log(np.array([[0.5, 0.25, 0.25], [0.25, 0.5, 0.25], [0.5, 0.25, 0.25]], np.float32))
+PREDICTIONS = np.log(np.array([[[0.5, 0.25, 0.25], [0.25, 0.5, 0.25], [0.5, 0.25, 0.25]]], np.float32))
 LABELS = np.array([0, 1, 2], np.uint8)
+SCORES = results.image_scores(PREDICTIONS, LABELS)
 
 
 def test_make_result_takes_the_last_epoch_and_the_predictions() -> None:
     rows = history((1, 2.0, 0.1, 2.1, 0.2), (2, 1.0, 0.5, 1.1, 0.6))
 
-    made = results.make_result(VARIANT, rows, results.image_scores(PREDICTIONS, LABELS))
+    made = results.make_result(VARIANT, rows, SCORES, results.image_scores(np.roll(PREDICTIONS, 1, axis=1), LABELS))
 
     assert made[:10] == ("sgd-0.0-7", "sgd", 0.0, 7, 2, None, 1.0, 0.5, 1.1, 0.6)
     assert made.test_loss == pytest.approx((2 * math.log(2) + math.log(4)) / 3)
     assert made.test_accuracy == pytest.approx(2 / 3)
     assert made.accuracy_gap == pytest.approx(0.5 - 2 / 3)
     assert made.calibration_error == pytest.approx(2 / 3 - 0.5)  # all have a confidence of one half
+    assert made.best_epoch == 2
+    assert made.best_test_accuracy == pytest.approx(1 / 3)
+    assert made.best_test_loss == pytest.approx((math.log(2) + 2 * math.log(4)) / 3)
+    assert made.best_calibration_error == pytest.approx(0.5 - 1 / 3)
 
 
 def test_image_scores_are_hits_logs_of_the_probability_of_the_class_and_confidences() -> None:
@@ -66,6 +71,17 @@ def test_image_scores_are_hits_logs_of_the_probability_of_the_class_and_confiden
     assert {values.dtype for values in scores.values()} == {np.dtype(np.float64)}
 
 
+def test_image_scores_of_several_epochs_are_means_by_image() -> None:
+    other = np.log(np.array([[[0.2, 0.8, 0.0], [0.25, 0.5, 0.25], [0.1, 0.1, 0.8]]], np.float32) + 1e-9)
+
+    scores = results.image_scores(np.concatenate([PREDICTIONS, other]), LABELS)
+
+    assert scores["accuracy"].tolist() == [0.5, 1, 0.5]
+    assert np.exp(scores["loss"]).tolist() == pytest.approx([(0.5 * 0.2) ** 0.5, 0.5, (0.25 * 0.8) ** 0.5])
+    assert scores["correct"].tolist() == [1, 1, 0, 0, 1, 1]
+    assert scores["confidence"].tolist() == pytest.approx([0.5, 0.5, 0.5, 0.8, 0.5, 0.8])
+
+
 def test_read_reliability_returns_the_rows_of_runs_that_did_not_diverge(tmp_path: Path) -> None:
     scores = {variant: results.image_scores(PREDICTIONS, LABELS) for variant in ("sgd-0.1-0", "sgd-0.1-1")}
     rows = [result("sgd-0.1-0"), result("sgd-0.1-1", diverged=3)]
@@ -74,7 +90,7 @@ def test_read_reliability_returns_the_rows_of_runs_that_did_not_diverge(tmp_path
 
     read = results.read_reliability(tmp_path / "reliability.csv")
 
-    expected = calibration.reliability(scores["sgd-0.1-0"]["confidence"], scores["sgd-0.1-0"]["accuracy"])
+    expected = calibration.reliability(scores["sgd-0.1-0"]["confidence"], scores["sgd-0.1-0"]["correct"])
     assert read == {"sgd-0.1-0": expected}
 
 
@@ -82,9 +98,9 @@ def test_make_result_reads_the_divergence_from_the_history() -> None:
     nan = math.nan
     rows = history((1, 2.0, 0.1, 2.1, 0.2), (2, 1.0, 0.5, nan, nan))
 
-    made = results.make_result(VARIANT, rows, results.image_scores(PREDICTIONS, LABELS))
+    made = results.make_result(VARIANT, rows, SCORES, SCORES)
 
-    assert made.diverged == 2
+    assert (made.diverged, made.best_epoch) == (2, 1)
 
 
 @pytest.mark.parametrize(("loss", "epoch"), [(2.0, None), (math.nan, 3)])
@@ -107,8 +123,17 @@ def test_read_results_returns_what_was_written(tmp_path: Path) -> None:
 
     read = results.read_results(tmp_path / "study.csv")
 
-    assert [row._replace(accuracy_gap=0) for row in read] == [row._replace(accuracy_gap=0) for row in rows]
-    assert read[0].accuracy_gap == pytest.approx(rows[0].accuracy_gap)
+    assert [repr(row) for row in read] == [repr(row) for row in rows]
+
+
+def test_read_results_of_an_earlier_study_has_no_best_epoch(tmp_path: Path) -> None:
+    columns = Result._fields[: Result._fields.index("best_epoch")]
+    files.write_csv(tmp_path / "study.csv", columns, [result("sgd-0.1-0")[: len(columns)]])
+
+    (row,) = results.read_results(tmp_path / "study.csv")
+
+    assert row.best_epoch == 0
+    assert math.isnan(row.best_test_accuracy)
 
 
 def test_metrics_have_no_loss_that_json_cannot_hold(tmp_path: Path) -> None:

@@ -266,7 +266,7 @@ def test_published_study_has_the_settings_of_its_preset(name: str, studies: dict
     preset_file = PROJECT / f"presets/{name}.yaml"
     if not preset_file.exists():
         preset_file = PROJECT / f"presets/{results_page.PART.sub('', name)}.yaml"
-    preset, study = load_settings(preset_file), load_settings(PROJECT / f"results/{name}/params.yaml")
+    preset, study = load_settings(preset_file), studies[name].settings
 
     same = {"download": preset.download, "study": preset.study}
     if name != preset_file.stem:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.model_selection import train_test_split
 
-from dropout_study.errors import StudyError
+from dropout_study.console import StudyError
 from dropout_study.settings import Variant, load_settings
 from tests.clones import PROJECT
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from dropout_study.progress import TrainingReport
+from dropout_study.console import TrainingReport, last_progress
 from dropout_study.sweep.board import FAILED, RUNNING, TRAINED, WAITING, Board, drawn, final_table, read_status, show
 
 KEYS = ("sgd-0.0-0", "sgd-0.5-0", "adadelta-0.0-0", "adadelta-0.5-0")
@@ -23,15 +23,18 @@ def text(renderable: object) -> str:
     return captured.get()
 
 
-def test_board_reads_the_line_of_an_epoch_that_the_training_prints(capsys: pytest.CaptureFixture[str]) -> None:
+def test_board_shows_the_progress_that_the_training_reports(tmp_path: Path) -> None:
     board = Board(KEYS, workers=2)
     board.started(KEYS[0], "worker-1")
-    TrainingReport(KEYS[0], images=12_340, epochs=12).epoch((3, 0.5, 0.9, 0.7, 0.8125), [20.0, 10.0, 10.0])
+    path = tmp_path / "progress.jsonl"
+    figures = {"train_loss": 0.5, "train_accuracy": 0.9, "validation_loss": 0.7, "validation_accuracy": 0.8125}
+    TrainingReport(KEYS[0], images=12_340, epochs=12, path=path).epoch({"epoch": 3, **figures}, [20.0, 10.0, 10.0])
 
-    board.line(KEYS[0], capsys.readouterr().out.rstrip("\n"))
+    board.line(KEYS[0], "a line", last_progress(path))
 
     row = board.rows[KEYS[0]]
     assert (row.epoch, row.accuracy, row.speed) == ("3/12", "81.25%", "1,234")
+    assert board.last_lines[KEYS[0]][-1] == "a line"
 
 
 def test_board_without_any_training_has_no_time_left() -> None:

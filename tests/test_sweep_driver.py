@@ -10,7 +10,7 @@ import pytest
 
 from dropout_study import files
 from dropout_study.commands import output
-from dropout_study.errors import StudyError
+from dropout_study.console import StudyError, TrainingReport
 from dropout_study.settings import load_settings
 from dropout_study.sweep import driver, project
 
@@ -76,7 +76,7 @@ def test_known_seconds_are_those_of_trainings_with_as_many_epochs_as_now(
     settings = load_settings(write_settings(train__epochs=12))
     monkeypatch.chdir(tmp_path)
     for variant, (epochs, seconds) in zip(settings.variants, [(12, 60.0), (2, 10.0), (12, 80.0)], strict=False):
-        line = f"{variant.key}  finished: {epochs} epochs in {seconds} s, 500 images/s\n"
-        files.write_bytes(files.log_file(variant.key), line.encode())
+        report = TrainingReport(variant.key, 100, epochs, files.progress_file(variant.key))
+        report.finished({"epoch": epochs}, [seconds], diverged=False)
 
     assert driver.known_seconds(settings) == [60.0, 80.0]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dropout_study.commands import DVC, output
-from dropout_study.errors import StudyError
+from dropout_study.console import StudyError
 from dropout_study.sweep import remote, worker
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from dropout_study import training
-from dropout_study.network import build_network
+from dropout_study.network import build_network, make_inference
 from dropout_study.training import LabelledImages, epoch_order, make_optimizer
 
 TINY: dict[str, Any] = {"filters": [3, 4], "units": [5], "first_activation": "relu"}
@@ -16,6 +16,7 @@ LABELS = np.arange(42, dtype=np.uint8) % 3
 # Each class has a bright channel of its own: learnable in a few epochs.
 IMAGES = (RANDOM.normal(size=(42, 4, 4, 3)) * 0.3 + np.eye(3)[LABELS][:, None, None]).astype(np.float32)
 TRAIN, VALIDATION = LabelledImages(IMAGES[:30], LABELS[:30]), LabelledImages(IMAGES[30:], LABELS[30:])
+TEST = IMAGES[20:35]
 
 
 @dataclass
@@ -30,8 +31,13 @@ class Run:
         self, data: LabelledImages = TRAIN, record: training.TrainingRecord | None = None, **changes: Any
     ) -> training.TrainingRecord:
         settings = {"epochs": 3, "batch_size": 8, "learning_rate_decay": 1.0, "seed": 0} | changes
-        self.record = training.fit(self.network, self.optimizer, data, VALIDATION, record=record, **settings)
+        validation = settings.pop("validation_data", VALIDATION)
+        self.record = training.fit(self.network, self.optimizer, data, validation, TEST, record=record, **settings)
         return self.record
+
+    @property
+    def predictions(self) -> bytes:
+        return training.predict_test(self.network, TEST, 1, self.record).tobytes()
 
     @property
     def weights(self) -> bytes:
@@ -158,8 +164,8 @@ def test_fit_takes_every_image_once_an_epoch_and_the_last_batch_may_be_short(
     batches: list[np.ndarray] = []
     make_step = training.make_step
 
-    def recording(*arguments: Any) -> training.Step:
-        step = make_step(*arguments)
+    def recording(*arguments: Any, **keywords: Any) -> training.Step:
+        step = make_step(*arguments, **keywords)
         return lambda images, labels: (batches.append(images), step(images, labels))[1]  # type: ignore[func-returns-value]
 
     monkeypatch.setattr(training, "make_step", recording)
@@ -215,21 +221,50 @@ def test_fit_in_shards_changes_nothing_but_the_order_of_sums(shards: int, dropou
 
 
 def through_json(record: training.TrainingRecord) -> training.TrainingRecord:
-    return training.TrainingRecord.from_json(json.loads(json.dumps(record.to_json())))
+    return training.TrainingRecord.restored(json.loads(json.dumps(record.to_json())), record.arrays())
 
 
-def test_fit_resumed_equals_an_uninterrupted_run() -> None:
-    whole = trained(dropout=0.5, epochs=4, learning_rate_decay=0.5)
-    half = trained(dropout=0.5, epochs=2, learning_rate_decay=0.5)
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_fit_resumed_equals_an_uninterrupted_run(precision: str) -> None:
+    settings: dict[str, Any] = {"learning_rate_decay": 0.5, "precision": precision, "test_epochs": 3}
+    whole = trained(dropout=0.5, epochs=4, **settings)
+    half = trained(dropout=0.5, epochs=2, **settings)
     resumed = built(dropout=0.5)
     resumed.network.set_weights(half.network.get_weights())
     for variable, value in zip(resumed.optimizer.variables, half.optimizer.variables, strict=True):
         variable.assign(value.numpy())
 
-    resumed.fit(record=through_json(half.record), epochs=4, learning_rate_decay=0.5)
+    resumed.fit(record=through_json(half.record), epochs=4, **settings)
 
     assert resumed.record.history == whole.record.history
     assert resumed.weights == whole.weights
+    assert resumed.predictions == whole.predictions
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+def test_fit_in_bfloat16_learns_what_float32_does(shards: int) -> None:
+    exact = trained(dropout=0.3, epochs=20)
+    half = trained(dropout=0.3, epochs=20, precision="bfloat16", shards=shards)
+
+    for row, expected in zip(half.record.history[:3], exact.record.history[:3], strict=True):
+        assert row.train_loss == pytest.approx(expected.train_loss, rel=0.05)
+    assert half.record.history[-1].validation_loss < 0.6 * half.record.history[0].validation_loss
+    assert half.weights != exact.weights
+    assert {variable.dtype for variable in half.network.trainable_variables} == {"float32"}
+
+
+def test_fit_by_the_clipped_loss_reports_it_for_training_alone() -> None:
+    """At the first step of a wild network every image is clipped: a loss of 16.1, and no step."""
+    run = built("sgd", 0.1)
+    run.network.get_layer("logits").bias.assign([0.0, 0.0, 100.0])
+    data = LabelledImages(TRAIN.images, np.zeros(30, np.uint8))
+    before = run.weights
+
+    record = run.fit(data, epochs=1, loss="clipped")
+
+    assert record.history[0].train_loss == pytest.approx(-np.log(1e-7), rel=1e-6)
+    assert record.history[0].validation_loss > 50
+    assert run.weights == before
 
 
 def test_fit_does_not_resume_a_diverged_training() -> None:
@@ -241,23 +276,86 @@ def test_fit_does_not_resume_a_diverged_training() -> None:
     assert again.diverged == diverged.diverged
 
 
-def test_predict_test_gives_log_probabilities_without_dropout() -> None:
-    run = trained(dropout=0.5)
+def noted_networks(run: Run, **settings: Any) -> list[np.ndarray]:
+    """Fit, and return what stock Keras predicts of the test images after each epoch."""
+    predicted: list[np.ndarray] = []
+    run.fit(on_epoch=lambda _: predicted.append(run.network.predict(TEST, verbose=0)), **settings)
+    return predicted
 
-    predictions = training.predict_test(run.network, VALIDATION.images, 2, run.record)
 
-    expected = run.network.predict(VALIDATION.images, verbose=0)
-    np.testing.assert_allclose(np.exp(predictions), expected, rtol=1e-5)
+@pytest.mark.parametrize("test_epochs", [1, 3, 6])
+def test_predict_test_has_the_last_epochs_and_the_best_one_without_dropout(test_epochs: int) -> None:
+    run = built("adam", 0.2, dropout=0.5)
+    expected = noted_networks(run, epochs=6, test_epochs=test_epochs)
+    weights = run.weights
+
+    predictions = training.predict_test(run.network, TEST, 2, run.record)
+
+    losses = [row.validation_loss for row in run.record.history]
+    best = losses.index(min(losses))
+    assert best < 5  # else this tests nothing
     assert predictions.dtype == np.float32
-    assert run.record.diverged is None
+    assert predictions.shape == (test_epochs + 1, *expected[0].shape)
+    np.testing.assert_allclose(np.exp(predictions), [*expected[-test_epochs:], expected[best]], rtol=1e-4, atol=1e-6)
+    assert run.weights == weights
 
 
-def test_predict_test_records_predictions_that_are_not_finite_as_a_divergence() -> None:
-    run = trained()
-    run.network.get_layer("logits").bias.assign([np.inf, 0, 0])  # as from a sum that overflows
+def test_fit_with_validation_on_the_test_images_predicts_them_once_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    predicted: list[int] = []
 
-    training.predict_test(run.network, VALIDATION.images, 1, run.record)
+    def counting(*arguments: Any) -> Any:
+        infer = make_inference(*arguments)
+        return lambda images: (predicted.append(len(images)), infer(images))[1]  # type: ignore[func-returns-value]
+
+    monkeypatch.setattr(training, "make_inference", counting)
+    run = trained(validation_data=LabelledImages(TEST, LABELS[20:35]), test_epochs=2, epochs=4)
+
+    assert predicted == [len(TEST)] * 4
+    assert len(run.record.predictions) == 2
+
+
+def test_predict_test_of_a_diverged_training_has_its_last_finite_epochs() -> None:
+    images = TRAIN.images.copy()
+    run = built("adam", 0.05)
+
+    def spoil(record: training.TrainingRecord) -> None:
+        expected.append(run.network.predict(TEST, verbose=0))
+        if len(record.history) == 3:
+            images[epoch_order(30, 0, 4)[10]] = np.nan
+
+    expected: list[np.ndarray] = []
+    run.fit(LabelledImages(images, TRAIN.labels), epochs=9, test_epochs=2, on_epoch=spoil)
+
+    predictions = training.predict_test(run.network, TEST, 1, run.record)
+
+    assert run.record.diverged is not None
+    np.testing.assert_allclose(np.exp(predictions[:2]), expected[1:3], rtol=1e-4, atol=1e-6)
+
+
+def test_predict_test_without_a_finite_epoch_has_the_initial_network_twice() -> None:
+    initial = built().network.predict(TEST, verbose=0)
+    run = trained("sgd", 1e12, epochs=5)
+
+    predictions = training.predict_test(run.network, TEST, 1, run.record)
+
+    np.testing.assert_allclose(np.exp(predictions), [initial, initial], rtol=1e-4, atol=1e-6)
+
+
+def test_fit_records_predictions_that_are_not_finite_as_a_divergence(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = trained(epochs=2)
+    weights = run.weights
+    monkeypatch.setattr(training, "log_probabilities", lambda logits: np.full(logits.shape, np.nan))
+
+    run.fit(record=run.record, epochs=3)
 
     assert run.record.diverged == training.Divergence(epoch=3, step=None)
     assert np.isnan(run.record.history[-1].validation_loss)
     assert not np.isnan(run.record.history[-2].validation_loss)
+    assert run.weights == weights
+
+
+def test_training_record_takes_the_first_of_equally_good_epochs_as_the_best() -> None:
+    rows = [training.Epoch(i, 0.0, 0.0, loss, 0.0) for i, loss in enumerate([3.0, 1.0, np.inf, 1.0, np.nan], start=1)]
+
+    assert training.TrainingRecord(rows).best_epoch() == 2
+    assert training.TrainingRecord(rows[2:3]).best_epoch() == 0

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
+from dropout_study.console import StudyError, printable
 from dropout_study.datasets import Arrays
-from dropout_study.errors import StudyError, printable
 
 RECORDS = 10_000
 MEMBER_BYTES = RECORDS * 3_073

@@ -1,7 +1,7 @@
 """What people see of a sweep: how far each variant is, on a terminal, in plain lines, and from another terminal."""
 
+import math
 import os
-import re
 import statistics
 import sys
 import time
@@ -19,13 +19,12 @@ from rich.table import Table
 from rich.text import Text
 
 from dropout_study import files
-from dropout_study.progress import duration, say
+from dropout_study.console import duration, say
 from dropout_study.sweep.project import SWEEP
 
 STATUS = SWEEP / "status.json"
 STATUS_SECONDS = 1.0  # between two writes of the status file, at least, and
 STATUS_SHARE = 0.01  # of the time that writing it may take
-EPOCH = re.compile(r"epoch +(\d+)/(\d+) .*validation loss +\S+  accuracy +(\S+%) +([\d,]+) images/s")
 WAITING, RUNNING, TRAINED, FAILED = "waiting", "running", "trained", "failed"
 ATTEMPTS = 3  # of a variant whose training, worker or machine was lost
 LAST_LINES = 15
@@ -72,15 +71,17 @@ class Board:
             row.state, row.worker, row.begin, row.attempts = RUNNING, worker, time.time(), row.attempts + 1
         self._changed(f"{worker}: {key} started")
 
-    def line(self, key: str, text: str) -> None:
-        """Note a line that the training of a variant printed."""
+    def line(self, key: str, text: str, progress: Mapping[str, Any] | None = None) -> None:
+        """Note a line that the training of a variant printed, and its `progress` (`console.last_progress`)."""
         self.last_lines[key].append(text)
-        match = EPOCH.search(text)
-        if match:
+        row = self.rows[key]
+        epoch = f"{progress['epoch']}/{progress['epochs']}" if progress and progress["epoch"] else ""
+        if progress and epoch != row.epoch and progress["state"] == "training":
             with self._lock:
-                row = self.rows[key]
-                row.epoch, row.accuracy, row.speed = f"{match[1]}/{match[2]}", match[3], match[4]
-            self._changed(f"{self.rows[key].worker}: {text}")
+                row.epoch = epoch
+                row.accuracy = f"{progress['validation_accuracy'] or math.nan:.2%}" if epoch else ""
+                row.speed = f"{progress['images_per_second']:,.0f}" if epoch else ""
+            self._changed(f"{row.worker}: {text}")
 
     def ended(self, key: str, state: str, cpu_seconds: float, why: str = "") -> None:
         """Note that a variant is trained, has failed, or waits again; `cpu_seconds` are those of this attempt."""

@@ -12,8 +12,7 @@ from typing import NamedTuple, Protocol
 
 from dropout_study import devices, files, report
 from dropout_study.commands import DVC, environment, without_credentials
-from dropout_study.errors import StudyError
-from dropout_study.progress import duration, logged_training, say
+from dropout_study.console import StudyError, duration, say, training_speed
 from dropout_study.settings import Settings, load_settings
 from dropout_study.sweep import board as boards
 from dropout_study.sweep import project, ray_pool, remote
@@ -216,7 +215,7 @@ def _say_what_is_uncommitted() -> None:
 
 def known_seconds(settings: Settings) -> list[float]:
     """Return how long trainings of the study's variants took, by their logs, those with as many epochs as now."""
-    speeds = [logged_training(files.log_file(variant.key)) for variant in settings.variants]
+    speeds = [training_speed(files.progress_file(variant.key)) for variant in settings.variants]
     return [speed.seconds for speed in speeds if speed and speed.epochs == settings.train.epochs]
 
 

@@ -7,7 +7,7 @@ from queue import Empty, Queue
 from threading import Event, Thread
 
 from dropout_study import files
-from dropout_study.errors import StudyError
+from dropout_study.console import StudyError
 from dropout_study.sweep import project
 from dropout_study.sweep.board import ATTEMPTS, FAILED, TRAINED, WAITING, Board
 from dropout_study.sweep.worker import Worker
@@ -74,7 +74,7 @@ class LocalPool:
             except Empty:
                 return
             board.started(key, worker.directory.name)
-            outcome = worker.train(key, lambda line, key=key: board.line(key, line))  # type: ignore[misc]
+            outcome = worker.train(key, lambda *line, key=key: board.line(key, *line))
             if outcome.entry:
                 self._entries[key] = outcome.entry
                 board.ended(key, TRAINED, outcome.cpu_seconds)

@@ -15,7 +15,7 @@ from ruamel.yaml.error import YAMLError
 
 from dropout_study import devices, files
 from dropout_study.commands import DVC, output
-from dropout_study.errors import StudyError
+from dropout_study.console import StudyError
 from dropout_study.sweep import lockfile
 
 LOCK = Path("dvc.lock")

@@ -19,8 +19,7 @@ from typing import Any, NamedTuple
 
 from dropout_study import files, report
 from dropout_study.commands import without_credentials
-from dropout_study.errors import StudyError, printable
-from dropout_study.progress import say
+from dropout_study.console import StudyError, printable, say
 from dropout_study.sweep import remote
 from dropout_study.sweep.board import ATTEMPTS, FAILED, RUNNING, TRAINED, WAITING, Board
 from dropout_study.sweep.keeper import GRACE_SECONDS
@@ -139,18 +138,18 @@ class Inbox:
     """Keeps what trainings print until the driver asks: an actor."""
 
     def __init__(self) -> None:
-        self._lines: list[tuple[str, str]] = []
+        self._lines: list[tuple[Any, ...]] = []
         self._places: dict[str, str] = {}
 
     def started(self, key: str, place: str) -> None:
         """Note where a variant is trained."""
         self._places[key] = place
 
-    def line(self, key: str, text: str) -> None:
-        """Note a line."""
-        self._lines.append((key, text))
+    def line(self, key: str, text: str, progress: dict[str, Any] | None = None) -> None:
+        """Note a line, and how far its training is."""
+        self._lines.append((key, text, progress))
 
-    def take(self) -> tuple[dict[str, str], list[tuple[str, str]]]:
+    def take(self) -> tuple[dict[str, str], list[tuple[Any, ...]]]:
         """Return where variants were started, and the lines, since the last call."""
         taken = self._places, self._lines
         self._places, self._lines = {}, []
@@ -161,7 +160,7 @@ def train(repository: str, sweep: str, key: str, scratch: Path, checkpoints: Pat
     """Train one variant in a Ray task."""
     os.environ.pop("OMP_NUM_THREADS", None)  # which Ray sets, and which moves results
     inbox.started.remote(key, f"{socket.gethostname()}, process {os.getpid()}")
-    remote.work(repository, sweep, key, scratch, checkpoints, lambda line: inbox.line.remote(key, line))
+    remote.work(repository, sweep, key, scratch, checkpoints, lambda *line: inbox.line.remote(key, *line))
 
 
 def resources(threads: int, gpus: float) -> dict[str, float]:
@@ -233,8 +232,8 @@ class RayPool:
             places, lines = ray.get(inbox.take.remote())
             for key, place in places.items():
                 board.started(key, place)
-            for key, line in lines:
-                board.line(key, line)
+            for line in lines:
+                board.line(*line)
             if interrupted.is_set():
                 for reference in running:  # else Ray waits for the next line that the training prints
                     ray.cancel(reference, force=True)

@@ -19,12 +19,11 @@ from typing import NamedTuple, TypeVar
 
 from dropout_study import files
 from dropout_study.commands import DVC, output, without_credentials
-from dropout_study.errors import StudyError, printable
-from dropout_study.progress import duration, say
+from dropout_study.console import StudyError, duration, printable, say
 from dropout_study.sweep import lockfile, project
 from dropout_study.sweep.board import TRAINED
 from dropout_study.sweep.project import GIT_IDENTITY, LOCK
-from dropout_study.sweep.worker import DATA, Worker, remove_leftovers
+from dropout_study.sweep.worker import DATA, OnLine, Worker, remove_leftovers
 
 PREFIX = "refs/dropout-study/sweeps"
 ENTRY = "dvc.lock"
@@ -117,7 +116,7 @@ class RemoteWorker(Worker):
         self.repository = repository
         self.sweep = sweep
 
-    def fetch(self, on_line: Callable[[str], None]) -> list[str]:
+    def fetch(self, on_line: OnLine) -> list[str]:
         """Make the clone from the snapshot of the sweep, without its data; return the variants to train."""
         self.hold()
         self.directory.mkdir()
@@ -130,7 +129,7 @@ class RemoteWorker(Worker):
     def _git(self, *arguments: str) -> str:
         return output("git", *arguments, cwd=self.directory, variables=GIT_IDENTITY)
 
-    def train_and_push(self, key: str, checkpoints: Path, logs: Path, on_line: Callable[[str], None]) -> None:
+    def train_and_push(self, key: str, checkpoints: Path, logs: Path, on_line: OnLine) -> None:
         """Pull the data, train a variant, and push what came of it. Raises `StudyError` if any of it fails.
 
         If it ends before all is pushed, in whatever way but a kill, the result is kept below `checkpoints`, and the
@@ -159,7 +158,7 @@ class RemoteWorker(Worker):
             raise StudyError(f"{key}: trained, but not pushed; kept in {unpushed} for the next call: {error}") from None
         shutil.rmtree(unpushed, ignore_errors=True)
 
-    def _train_or_restore(self, key: str, on_line: Callable[[str], None], option: str) -> str:
+    def _train_or_restore(self, key: str, on_line: OnLine, option: str) -> str:
         """Train a variant, or take it from DVC's cache; return its entry in dvc.lock."""
         outcome = self.train(key, on_line, option)
         if outcome.entry is None:
@@ -191,7 +190,12 @@ class RemoteWorker(Worker):
             self.run("git", "push", "--quiet", self.repository, entry, variables=GIT_IDENTITY)
 
 
-def retry(action: Callable[[], Value], what: str, directory: Path, on_line: Callable[[str], None] = say) -> Value:
+def print_line(text: str, _: object = None) -> None:
+    """Print a line of a training; its progress is for programs."""
+    say(text)
+
+
+def retry(action: Callable[[], Value], what: str, directory: Path, on_line: OnLine = print_line) -> Value:
     """Do something that a network may refuse for a while, again and again for five minutes; then raise its error.
 
     If the disk of `directory` is full, that is why, and it is raised at once. `on_line` gets what is said meanwhile.
@@ -245,7 +249,7 @@ def work(
     key: str | int,
     scratch: Path,
     checkpoints: Path | None = None,
-    on_line: Callable[[str], None] = say,
+    on_line: OnLine = print_line,
 ) -> None:
     """Train one variant of a sweep in a clone below `scratch`, push it, and remove the clone.
 

@@ -9,8 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from dropout_study import checkpoint, files
-from dropout_study.errors import StudyError
-from dropout_study.progress import STARTED, duration, say
+from dropout_study.console import StudyError, duration, last_progress, say
 from dropout_study.settings import load_settings
 from dropout_study.sweep import board as boards
 from dropout_study.sweep import lockfile
@@ -30,7 +29,7 @@ def show_status() -> None:
     trained = [key for key in up_to_date(keys) if key not in running]
     say(f"{len(trained)} of {len(keys)} variants are trained" + ("" if running else "; nothing runs"))
     for key in running:
-        say(last_report(key) or f"{key}  starting")
+        say(f"{key}  {progress_text(key)}")
     seconds = known_seconds(settings)
     if running and seconds:
         each = statistics.median(seconds)
@@ -69,11 +68,10 @@ def is_locked(path: Path) -> bool:
     return False
 
 
-def last_report(key: str) -> str | None:
-    """Return the last line about a variant since its training was last started, by its log; None if there is none."""
-    try:
-        log = files.log_file(key).read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return None
-    run = STARTED.split(log)[-1]
-    return next((line for line in reversed(run.splitlines()) if line.startswith(key)), None)
+def progress_text(key: str) -> str:
+    """Return how far the training of a variant is, by the last line that it wrote for programs."""
+    last = last_progress(files.progress_file(key))
+    if last is None or last["state"] != "training" or not last["epoch"]:
+        return "starting"
+    accuracy = f"validation accuracy {last['validation_accuracy']:.2%}" if last["validation_accuracy"] else "diverged"
+    return f"epoch {last['epoch']}/{last['epochs']}  {accuracy}  {last['images_per_second']:,.0f} images/s"

@@ -18,7 +18,7 @@ from typing import IO, NamedTuple
 
 from dropout_study import checkpoint, files
 from dropout_study.commands import DVC, environment, failure, output
-from dropout_study.errors import StudyError
+from dropout_study.console import StudyError, last_progress
 from dropout_study.sweep import keeper, lockfile
 from dropout_study.sweep.board import LAST_LINES
 from dropout_study.sweep.project import LOCK, stage_of
@@ -37,6 +37,10 @@ SHARED_CACHE = """[cache]
     dir = {cache}
     type = "reflink,hardlink,copy"
 """
+
+
+# Takes a line and, where it is one of a training, how far that is.
+OnLine = Callable[..., None]
 
 
 class Outcome(NamedTuple):
@@ -108,8 +112,10 @@ class Worker:
         if status:
             raise failure(command, "\n".join(lines).strip())
 
-    def train(self, key: str, on_line: Callable[[str], None], *options: str) -> Outcome:
-        """Train the variant `key`, or take it from DVC's cache; `on_line` gets every line that is printed.
+    def train(self, key: str, on_line: OnLine, *options: str) -> Outcome:
+        """Train the variant `key`, or take it from DVC's cache.
+
+        `on_line` gets every line that is printed, with the progress of the training (`console.last_progress`).
 
         `options` are those of `dvc repro`.
         """
@@ -120,7 +126,7 @@ class Worker:
 
         def pass_on(line: str) -> None:
             last_lines.append(line)
-            on_line(line)
+            on_line(line, last_progress(self.directory / files.progress_file(key)))
 
         status, cpu_seconds = self._run_kept(command, pass_on, variables)
         if status:

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dropout_study.console import StudyError
 from dropout_study.datasets import DATASETS, describe
 from dropout_study.datasets.cifar10 import MEMBER_BYTES, RECORDS, TEST_MEMBER, TRAIN_MEMBERS, load
-from dropout_study.errors import StudyError
 from tests.needs import needs
 
 MEMBERS = (*TRAIN_MEMBERS, TEST_MEMBER)

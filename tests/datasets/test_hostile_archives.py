@@ -19,8 +19,8 @@ import pytest
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
+from dropout_study.console import StudyError
 from dropout_study.datasets import Arrays, cifar10
-from dropout_study.errors import StudyError
 from tests.clones import PROJECT
 from tests.datasets.test_cifar10 import MEMBERS
 
@@ -329,7 +329,7 @@ LOAD_AND_PRINT_MEMORY = """
 import resource, sys
 from pathlib import Path
 from dropout_study.datasets import cifar10
-from dropout_study.errors import StudyError
+from dropout_study.console import StudyError
 from tests.memory import peak
 resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
 before = peak()

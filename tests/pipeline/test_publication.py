@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from dropout_study.progress import TrainingReport
+from dropout_study.console import TrainingReport
 from dropout_study.publication import TABLES, read_published
 from tests.clones import Clone
 
@@ -34,15 +34,10 @@ def test_publish_copies_tables_settings_and_charts(clone: Clone) -> None:
     assert provenance["machines"] == json.loads((clone.path / "metrics/verdict.json").read_text())["machines"]
 
 
-def test_publish_records_the_time_of_each_training_by_its_last_log(
-    clone: Clone, capsys: pytest.CaptureFixture[str]
-) -> None:
-    report = TrainingReport("sgd-0.5-0", images=100, epochs=2)
-    report.finished([9.0, 9.0])
-    report.finished([1.5, 0.5])
-    (clone.path / "logs").mkdir(exist_ok=True)
-    (clone.path / "logs/sgd-0.5-0.log").write_text(capsys.readouterr().out)
-    (clone.path / "logs/sgd-0.0-0.log").unlink(missing_ok=True)
+def test_publish_records_the_time_of_each_training_by_its_last_log(clone: Clone) -> None:
+    report = TrainingReport("sgd-0.5-0", images=100, epochs=2, path=clone.path / "logs/sgd-0.5-0.jsonl")
+    report.finished({"epoch": 2}, [9.0, 9.0], diverged=False)
+    report.finished({"epoch": 2}, [1.5, 0.5], diverged=False)
 
     clone.run("dropout-study", "publish", "mine")
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import pytest
 
-from dropout_study.errors import StudyError
+from dropout_study.console import StudyError
 from dropout_study.sweep import project, remote
 from tests.clones import PROJECT, Clone, environment
 from tests.sweeps import KEYS, gates, outputs, processes, set_hook, share, started, undisturbed_outputs, wait_until

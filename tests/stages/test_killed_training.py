@@ -1,5 +1,6 @@
 """The train stage, killed for real: it resumes, and its outputs equal those of an uninterrupted run to the byte."""
 
+import csv
 import os
 import random
 import re
@@ -8,12 +9,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
-from dropout_study import files
+from dropout_study import devices, files
 from tests.clones import Clone, copied, finish, self_signalling, small_project
 from tests.sweeps import trainings, wait_until
 
@@ -143,13 +146,14 @@ def test_train_killed_at_random_moments_equals_uninterrupted_run(
     assert len(resumed_after) >= 3, (resumed_after, finished)
 
 
-@pytest.mark.parametrize("call", range(5, 10))
+@pytest.mark.parametrize("call", range(5, 14))
 def test_train_killed_while_saving_equals_uninterrupted_run(
     project: Clone, uninterrupted: tuple[float, list[bytes]], call: int
 ) -> None:
-    """The process kills itself at one call after another of those that the second write is made of.
+    """The process kills itself at one call after another of those that the writes of the second epoch are made of.
 
-    They are an fsync of the new file, a rename of the old one, an fsync, a rename, and an fsync of the directory.
+    Of the checkpoint, these are an fsync of the new file, a rename of the old one, an fsync, a rename, and an fsync of
+    the directory; of the history, whose first write comes before, an fsync, a rename, and an fsync of the directory.
     """
     code = (
         "import os, pathlib, signal, sys\n"
@@ -316,7 +320,7 @@ def test_train_that_cannot_write_its_outputs_names_the_file(
     code = (
         "import resource, sys\n"
         f"resource.setrlimit(resource.RLIMIT_FSIZE, ({size // 2}, {size // 2}))\n"
-        f"import stages.train\nfrom dropout_study.errors import run_stage\nsys.argv[1:] = ['{KEY}']\n"
+        f"import stages.train\nfrom dropout_study.console import run_stage\nsys.argv[1:] = ['{KEY}']\n"
         "run_stage(stages.train.main, 'train', 'key: the variant')\n"
     )
 
@@ -326,7 +330,7 @@ def test_train_that_cannot_write_its_outputs_names_the_file(
     assert process.returncode == 1
     assert f"error: models/variants/{KEY}.keras: File too large; make room for it, then run the same" in printed
     assert "Traceback" not in printed
-    assert not any((project.path / path).exists() for path in OUTPUTS)
+    assert [path for path in OUTPUTS if (project.path / path).exists()] == [files.history_file(KEY)]
     finish(start(project))
     assert outputs(project) == uninterrupted[1]
 
@@ -409,6 +413,131 @@ def test_train_killed_after_the_last_epoch_only_writes_the_outputs(
     assert "resuming after epoch 10 from its checkpoint" in printed
     assert "loss" not in printed
     assert outputs(project) == uninterrupted[1]
+
+
+def rows(project: Clone) -> list[list[float]]:
+    """Return the rows of the history that is there."""
+    with (project.path / files.history_file(KEY)).open() as file:
+        header, *lines = csv.reader(file)
+    assert header[0] == "epoch"
+    return [[float(cell) for cell in line] for line in lines]
+
+
+def test_history_is_written_after_every_epoch_and_drawn_while_dvc_trains(
+    project: Clone, uninterrupted: tuple[float, list[bytes]]
+) -> None:
+    variables = self_signalling(project.path.parent / "signal", "train", signal.SIGSTOP, rename=9)
+    repro = start(project, "dvc", "repro", f"train@{KEY}", **variables)
+    wait_until((project.path.parent / "signal/reached").exists)
+    (training,) = trainings(project)
+
+    observed = rows(project)
+    drawn = project.run(
+        *("dvc", "plots", "show", str(files.history_file(KEY)), "-x", "epoch", "-y", "validation_accuracy"), "--json"
+    )
+
+    os.kill(training, signal.SIGCONT)
+    finish(repro)
+    assert 2 <= len(observed) < 10
+    assert [row[0] for row in observed] == list(range(1, len(observed) + 1))
+    assert f'"epoch": "{len(observed)}"' in drawn.stdout.replace("\\", "")
+    assert rows(project)[: len(observed)] == observed
+    assert outputs(project) == uninterrupted[1]
+
+
+def change_in_mid_training(project: Clone, change: Callable[[], object]) -> subprocess.CompletedProcess[str]:
+    """Run `dvc repro` of the variant, and do something in its third epoch; return how that ended."""
+    variables = self_signalling(project.path.parent / "signal", "train", signal.SIGSTOP, rename=9)
+    repro = start(project, "dvc", "repro", f"train@{KEY}", **variables)
+    wait_until((project.path.parent / "signal/reached").exists)
+    (training,) = trainings(project)
+    change()
+    os.kill(training, signal.SIGCONT)
+    printed, _ = repro.communicate(timeout=300)
+    shutil.rmtree(project.path.parent / "signal")
+    return subprocess.CompletedProcess(repro.args, repro.returncode, printed)
+
+
+@pytest.mark.parametrize("changed", ["epochs", "module", "data", "settings that cannot be read"])
+def test_train_whose_dependencies_change_meanwhile_fails_and_names_them(
+    project: Clone, uninterrupted: tuple[float, list[bytes]], changed: str
+) -> None:
+    path, name = {
+        "epochs": ("params.yaml", "params.yaml: epochs"),
+        "module": ("dropout_study/network.py", "dropout_study/network.py"),
+        "data": ("data/normalized/validation_labels.npy", "data/normalized/validation_labels.npy"),
+        "settings that cannot be read": ("params.yaml", "params.yaml: not valid YAML"),
+    }[changed]
+    original = (project.path / path).read_bytes()
+    content = {
+        "epochs": original.replace(b"epochs: 10", b"epochs: 20"),
+        "settings that cannot be read": b"train: [",
+    }.get(changed, original + b"\n")
+
+    def change() -> None:  # as an editor does: the file is another one
+        (project.path / path).unlink()
+        (project.path / path).write_bytes(content)
+
+    done = change_in_mid_training(project, change)
+
+    assert done.returncode != 0
+    (error,) = re.findall(r"^error: .*", done.stdout, re.MULTILINE)
+    assert f"{KEY}: changed during the training: {name}" in error
+    assert "only its checkpoint is kept" in error
+    assert not any((project.path / path).exists() for path in OUTPUTS)
+
+    (project.path / path).unlink()
+    (project.path / path).write_bytes(original)
+    again = project.dvc("repro", f"train@{KEY}")
+
+    assert "resuming after epoch 10 from its checkpoint" in again
+    assert outputs(project) == uninterrupted[1]
+
+
+def test_train_does_not_mind_settings_of_other_variants(
+    project: Clone, uninterrupted: tuple[float, list[bytes]]
+) -> None:
+    def remove_the_rate() -> None:
+        project.change(study__dropouts=[0.1], study__optimizers=["sgd"], train__checkpoint_every=5)
+        project.change(train__learning_rate__sgd=0.3)
+
+    change_in_mid_training(project, remove_the_rate)
+
+    assert outputs(project) == uninterrupted[1]
+
+
+NEW_SETTINGS: dict[str, dict[str, Any]] = {
+    "clipped": {"train__loss": "clipped"},
+    "after pooling": {"network__dropout_position": "after_pooling"},
+    "test epochs": {"train__test_epochs": 4, "train__checkpoint_every": 3},
+    "bfloat16": {"train__precision": "bfloat16", "train__test_epochs": 3},
+}
+
+
+@pytest.mark.parametrize("settings", NEW_SETTINGS.values(), ids=NEW_SETTINGS)
+def test_train_killed_with_each_setting_equals_uninterrupted_run(project: Clone, settings: dict[str, Any]) -> None:
+    project.change(**settings)
+    if "bfloat16" in settings.values() and not devices.BFLOAT16_SETS & {*devices.processor()["instruction_sets"]}:
+        process = start(project)
+        printed = process.communicate(timeout=300)[0]
+        assert process.returncode == 1
+        assert "error: params.yaml: train.precision = bfloat16: this processor" in printed
+        assert "epoch" not in printed
+        return
+    finish(start(project))
+    expected = outputs(project)
+    for path in OUTPUTS:
+        (project.path / path).unlink()
+
+    process = start(project)
+    await_line(process, "epoch  6/10")
+    kill(process)
+    printed = finish(start(project))
+
+    assert "resuming after epoch " in printed
+    assert outputs(project) == expected
+    predictions = np.load(project.path / files.predictions_file(KEY))
+    assert len(predictions) == settings.get("train__test_epochs", 1) + 1
 
 
 @pytest.mark.parametrize("name", ["TF_SET_ONEDNN_FPMATH_MODE", "ONEDNN_DEFAULT_FPMATH_MODE", "NVIDIA_TF32_OVERRIDE"])

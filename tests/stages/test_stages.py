@@ -17,12 +17,11 @@ KEY = "sgd-0.5-0"
 
 # Modules that no stage depends on, though it imports them, and why. What these import in turn only serves them.
 EXCEPTIONS = {
-    "stages/__init__.py": "keeps a notebook's matplotlib backend away",
-    "dropout_study/__init__.py": "holds no code",
+    "stages/__init__.py": "holds no code",
+    "dropout_study/__init__.py": "keeps a notebook's matplotlib backend away",
     "dropout_study/settings.py": "the values that matter are parameters of the stage; the rest is refusing",
     "dropout_study/files.py": "where files lie is in dvc.yaml, and how they are written changes no number",
-    "dropout_study/progress.py": "what is printed",
-    "dropout_study/errors.py": "what is printed",
+    "dropout_study/console.py": "what is printed",
     "dropout_study/checkpoint.py": "a resumed run gives the bytes of an uninterrupted one, which tests prove",
 }
 

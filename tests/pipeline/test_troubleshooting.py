@@ -90,6 +90,10 @@ def test_every_command_is_tested() -> None:
         assert not set(lines) - in_ci or any(symptom in heading for symptom in symptoms), heading
 
 
+def test_hiding_the_gpu_leaves_everything_up_to_date(clone: Clone) -> None:
+    assert UP_TO_DATE in call(clone, *commands("GPU"))
+
+
 def test_without_the_environment_python_is_missing(clone: Clone) -> None:
     dvc, sh = (shutil.which(name) for name in ("dvc", "sh"))
     path = clone.path / "bin"

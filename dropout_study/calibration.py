@@ -26,7 +26,8 @@ class Bin(NamedTuple):
 def reliability(confidence: np.ndarray, correct: np.ndarray) -> list[Bin]:
     """Return the images by confidence, in those of `BINS` bins of equal width that have any.
 
-    `confidence` are floats from 0 to 1, [N]; `correct` is 1 where the most probable class is the image's, else 0, [N].
+    `confidence` are floats from 0 to 1, [N]; `correct` is 1 where the most probable class is the image's, else 0, [N],
+    or both are means over several predictions of an image.
     Images whose confidence is not finite are in no bin.
     """
     finite = np.isfinite(confidence)

@@ -76,25 +76,24 @@ def read_predictions(key: str, images: int, classes: int) -> np.ndarray:
 
 
 def image_scores(log_probabilities: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
-    """Return how good the predictions of each image are, and how confident.
+    """Return how good the predictions of each image are, and how confident: means over epochs, float64 [N].
 
-    "accuracy" is how often the image's class is the most probable one, "loss" the mean log of its probability, which is
-    minus the loss in nats: means over epochs, float64 [N], higher is better. "correct" (1 or 0) and "confidence", the
-    probability of the most probable class, have an element for each epoch and image, float64 [epochs * N].
+    "accuracy" is how often the image's class is the most probable one, "loss" the log of its probability, which is
+    minus the loss in nats: of these two, higher is better. "confidence" is the probability of the most probable class.
     `log_probabilities` are float32 [epochs, N, classes], `labels` integers [N].
     """
-    correct = (log_probabilities.argmax(axis=2) == labels).astype(np.float64)
-    return {
-        "accuracy": correct.mean(axis=0),
-        "loss": log_probabilities[:, np.arange(len(labels)), labels].astype(np.float64).mean(axis=0),
-        "correct": correct.ravel(),
-        "confidence": np.exp(log_probabilities.max(axis=2).astype(np.float64)).ravel(),
+    values = log_probabilities.astype(np.float64)
+    by_epoch = {
+        "accuracy": values.argmax(axis=2) == labels,
+        "loss": values[:, np.arange(len(labels)), labels],
+        "confidence": np.exp(values.max(axis=2)),
     }
+    return {name: scores.mean(axis=0) for name, scores in by_epoch.items()}
 
 
 def calibration_error(scores: Mapping[str, np.ndarray]) -> float:
     """Return the expected calibration error, a share, of the predictions whose `image_scores` are given."""
-    return calibration.expected_error(calibration.reliability(scores["confidence"], scores["correct"]))
+    return calibration.expected_error(calibration.reliability(scores["confidence"], scores["accuracy"]))
 
 
 def make_result(
@@ -219,7 +218,7 @@ def reliability_rows(
     return [
         (*result[:4], *bin_)
         for result in finished(results)
-        for bin_ in calibration.reliability(scores[result.variant]["confidence"], scores[result.variant]["correct"])
+        for bin_ in calibration.reliability(scores[result.variant]["confidence"], scores[result.variant]["accuracy"])
     ]
 
 

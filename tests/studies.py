@@ -22,7 +22,6 @@ def made_up_scores(results: Sequence[Result], images: int = 500) -> dict[str, di
     return {
         result.variant: {
             "accuracy": (np.arange(images) < round(images * result.test_accuracy)).astype(float),
-            "correct": (np.arange(images) < round(images * result.test_accuracy)).astype(float),
             "loss": np.full(images, -result.test_loss),
             "confidence": np.full(images, 0.9),
         }
@@ -79,7 +78,7 @@ def make_up(
                 histories[variant.key] = history
                 last = history[-1]
                 accuracy = min(1.0, max(0.0, last["validation_accuracy"] + chance.uniform(-0.1, 0.02)))
-                scores = {name: np.ones(1) for name in ("accuracy", "loss", "confidence", "correct")}
+                scores = {name: np.ones(1) for name in ("accuracy", "loss", "confidence")}
                 row = make_result(variant, history, scores, scores)
                 gap = last["train_accuracy"] - accuracy
                 loss = max(0.0, 1.2 - accuracy)

@@ -78,8 +78,7 @@ def test_image_scores_of_several_epochs_are_means_by_image() -> None:
 
     assert scores["accuracy"].tolist() == [0.5, 1, 0.5]
     assert np.exp(scores["loss"]).tolist() == pytest.approx([(0.5 * 0.2) ** 0.5, 0.5, (0.25 * 0.8) ** 0.5])
-    assert scores["correct"].tolist() == [1, 1, 0, 0, 1, 1]
-    assert scores["confidence"].tolist() == pytest.approx([0.5, 0.5, 0.5, 0.8, 0.5, 0.8])
+    assert scores["confidence"].tolist() == pytest.approx([0.65, 0.5, 0.65])
 
 
 def test_read_reliability_returns_the_rows_of_runs_that_did_not_diverge(tmp_path: Path) -> None:
@@ -90,7 +89,7 @@ def test_read_reliability_returns_the_rows_of_runs_that_did_not_diverge(tmp_path
 
     read = results.read_reliability(tmp_path / "reliability.csv")
 
-    expected = calibration.reliability(scores["sgd-0.1-0"]["confidence"], scores["sgd-0.1-0"]["correct"])
+    expected = calibration.reliability(scores["sgd-0.1-0"]["confidence"], scores["sgd-0.1-0"]["accuracy"])
     assert read == {"sgd-0.1-0": expected}
 
 

@@ -9,11 +9,12 @@ from statistics import fmean
 import numpy as np
 import pytest
 from PIL import Image
+from ruamel.yaml import YAML
 
 from dropout_study import calibration, files, report, results_page, statistics
-from dropout_study.publication import DIRECTORY, PICTURES, Published, read_published
+from dropout_study.publication import DIRECTORY, PICTURES, PROVENANCE, TABLES, Published, read_published
 from dropout_study.results import QUANTITIES, by_rate, finished
-from dropout_study.settings import load_settings
+from dropout_study.settings import BEFORE, load_settings
 from tests.clones import PROJECT
 from tests.test_claims import CLEAR, NEAR, WORSE, published, runs
 
@@ -258,6 +259,22 @@ def test_published_words_are_those_of_the_published_verdict(name: str, studies: 
     words = (PROJECT / DIRECTORY / name / files.VERDICT_PAGE.name).read_text()
 
     assert words == report.markdown(study.verdict, study.settings.dataset, study.results)
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_published_study_is_read_with_the_behaviour_of_its_time(name: str, studies: dict[str, Published]) -> None:
+    study, written = studies[name], YAML(typ="safe").load(PROJECT / f"results/{name}/params.yaml")
+
+    for section, before in BEFORE.items():
+        for setting, value in before.items():
+            assert getattr(getattr(study.settings, section), setting) == written[section].get(setting, value)
+    columns = (PROJECT / f"results/{name}/study.csv").read_text().splitlines()[0].split(",")
+    assert all(math.isnan(run.best_test_loss) != ("best_test_loss" in columns) for run in study.results)
+    assert {path.name for path in (PROJECT / f"results/{name}").iterdir()} == {
+        *(table.name for table in TABLES),
+        PROVENANCE,
+        PICTURES,
+    }
 
 
 @pytest.mark.parametrize("name", STUDIES)

@@ -125,6 +125,15 @@ BAD = [
     ("network__filters", [0], "network.filters[0] = 0: must be greater than or equal to 1"),
     ("network__filters", [10**10], "network.filters[0] = 10000000000: must be less than or equal to 1000000000"),
     ("network__first_activation", "tanh", "network.first_activation = 'tanh': must be 'relu' or 'linear'"),
+    (
+        "network__dropout_position",
+        "before",
+        "network.dropout_position = 'before': must be 'before_pooling' or 'after_pooling'",
+    ),
+    ("train__precision", "float16", "train.precision = 'float16': must be 'float32' or 'bfloat16'"),
+    ("train__loss", "mse", "train.loss = 'mse': must be 'logits' or 'clipped'"),
+    ("train__test_epochs", 0, "train.test_epochs = 0: must be greater than or equal to 1"),
+    ("train__test_epochs", 31, "train.test_epochs = 31: more than the 30 epochs of train.epochs; take at most that"),
     ("download__sha256", "c4a3", "download.sha256 = 'c4a3': expected 64 lower-case hexadecimal digits"),
     ("download__urls", ["ftp://x"], "download.urls[0] = 'ftp://x': a place to download from starts with"),
 ]
@@ -139,6 +148,25 @@ def test_load_settings_names_file_key_value_and_what_is_allowed(
     with pytest.raises(StudyError) as error:
         load_settings(path)
     assert f"{path}: {message}" in str(error.value)
+
+
+def without(settings: Path, *names: str) -> Path:
+    """Remove settings from a file, by name."""
+    lines = settings.read_text().splitlines(keepends=True)
+    settings.write_text("".join(line for line in lines if line.strip().partition(":")[0] not in names))
+    return settings
+
+
+def test_load_settings_of_a_published_study_fills_in_what_is_newer(write_settings: Callable[..., Path]) -> None:
+    path = without(write_settings(train__loss="clipped"), "precision", "test_epochs", "dropout_position")
+
+    settings = load_settings(path, published=True)
+
+    assert (settings.train.precision, settings.train.test_epochs) == ("float32", 1)
+    assert settings.network.dropout_position == "before_pooling"
+    assert settings.train.loss == "clipped"
+    with pytest.raises(StudyError, match=r"train.precision: missing; presets/quick.yaml shows every key"):
+        load_settings(path)
 
 
 def test_load_settings_names_all_that_is_wrong_at_once(write_settings: Callable[..., Path]) -> None:

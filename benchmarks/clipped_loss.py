@@ -32,10 +32,10 @@ class Row(NamedTuple):
     validation_accuracy: float
 
 
-def runs(path: Path) -> Iterator[tuple[float, str, int, str]]:
-    """Yield the runs that `path` does not have: rate, activation, seed and loss."""
-    present = {tuple(row.values())[:4] for row in files.read_csv(path)} if path.exists() else set()
-    for run in product(RATES, ACTIVATIONS, SEEDS, LOSSES):
+def runs(path: Path, precision: str) -> Iterator[tuple[float, str, int, str, str]]:
+    """Yield the runs that `path` does not have: rate, activation, seed, loss and precision."""
+    present = {tuple(row.values())[:5] for row in files.read_csv(path)} if path.exists() else set()
+    for run in product(RATES, ACTIVATIONS, SEEDS, LOSSES, [precision]):
         if tuple(map(str, run)) not in present:
             yield run
 
@@ -64,12 +64,12 @@ def main() -> None:
     with devices.tensorflow_loading():
         pass
     shards = devices.configure(study.train.threads, options.precision).shards
-    for rate, activation, seed, loss in runs(options.table):
+    for rate, activation, seed, loss, precision in runs(options.table, options.precision):
         values = study.training_values(settings.Variant("", "adadelta", rate, seed))
-        values["fit"]["precision"] = options.precision
+        values["fit"]["precision"] = precision
         figures = train(values, activation, loss, shards)
         rows = [tuple(row.values()) for row in files.read_csv(options.table)] if options.table.exists() else []
-        row = Row(rate, activation, seed, loss, options.precision, *(float(f"{figure:.6g}") for figure in figures))
+        row = Row(rate, activation, seed, loss, precision, *(float(f"{figure:.6g}") for figure in figures))
         files.write_csv(options.table, Row._fields, [*rows, row])
         print(*row, flush=True)
 

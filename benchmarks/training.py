@@ -241,9 +241,9 @@ def _one_hot(labels: np.ndarray) -> np.ndarray:
 
 
 def _stock(options: Options, _: Connection, policy: str = "float32") -> Callable[[], Any]:
-    import tensorflow as tf
-
     model = _stock_model(options, policy)
+    import tensorflow as tf  # after Keras, which it would load with the user's settings
+
     images, labels = random_images(options, options.batch_size)
     batch = (tf.constant(images), tf.constant(_one_hot(labels)))
     return lambda: model.train_on_batch(*batch)

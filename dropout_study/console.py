@@ -260,19 +260,25 @@ class Speed(NamedTuple):
 
 
 def last_progress(path: Path) -> dict[str, Any] | None:
-    """Return the last line that `TrainingReport` wrote to `path`; None if there is none, or it is cut off."""
-    try:
-        return dict(json.loads(path.read_bytes().splitlines()[-1]))
-    except (OSError, IndexError, ValueError):
-        return None
+    """Return the last line that `TrainingReport` wrote to `path`; None if there is none."""
+    return next(reversed([*_progress(path)]), None)
 
 
 def training_speed(path: Path) -> Speed | None:
-    """Return the speed of the training that `TrainingReport` wrote to `path`; None unless it has finished."""
-    last = last_progress(path)
-    if last is None or last["state"] == "training":
+    """Return the speed of the last finished training that `TrainingReport` wrote to `path`; None if there is none."""
+    ends = [line for line in _progress(path) if line["state"] != "training"]
+    if not ends:
         return None
+    last = ends[-1]
     return Speed(last["epoch"], last["total_seconds"], last["images"] * last["epoch"] / last["total_seconds"])
+
+
+def _progress(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the lines that `TrainingReport` wrote to `path`, but for those that a kill or a full disk cut off."""
+    with suppress(OSError):
+        for line in path.read_bytes().splitlines():
+            with suppress(ValueError):
+                yield dict(json.loads(line))
 
 
 class TrainingReport:

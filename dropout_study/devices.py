@@ -23,8 +23,8 @@ PACKAGES = ("keras", "numpy", "tensorflow", "h5py")  # h5py writes the weights i
 # between equal machines.
 ARITHMETIC_VARIABLES = re.compile(r"(TF|XLA|ONEDNN|DNNL|CUBLAS|NPY)_\w+|NVIDIA_TF32_OVERRIDE")
 OTHER_VARIABLES = re.compile(
-    r"TF_(CLI|CONFIG|CPP|DATA_DIR|IN_AUTOMATION|INPUT|LOG|PLUGIN|REATTACH|REGISTRY|STATE|TOKEN|VAR|WORKSPACE)\w*"
-    r"|TF_FORCE_GPU_ALLOW_GROWTH|TF_NUM_INT(ER|RA)OP_THREADS|\w+_VERBOSE\w*"
+    r"TF_(CLI|CPP|LOG|PLUGIN|REATTACH|REGISTRY|STATE|TOKEN|VAR)_\w+|TF_(CONFIG|DATA_DIR|IN_AUTOMATION|INPUT|LOG|WORKSPACE)"
+    r"|TF_FORCE_GPU_ALLOW_GROWTH|TF_GPU_ALLOCATOR|TF_NUM_INT(ER|RA)OP_THREADS|XLA_PYTHON_CLIENT_\w+|\w+_VERBOSE\w*"
 )
 
 # Instruction sets by which oneDNN, XLA and the Arm Compute Library choose their kernels, as Linux names them.
@@ -65,11 +65,11 @@ def tensorflow_loading() -> Iterator[None]:
     """Import Keras and TensorFlow in this block: quietly, and with their defaults, on which the study's numbers rest.
 
     A user's keras.json and KERAS_* variables do not count: they are removed, and Keras looks for its files below
-    /dev/null, where there are none.
+    /dev/null, where there are none. TensorFlow takes the memory of GPUs as it needs it.
     """
     for name in [name for name in os.environ if name.startswith("KERAS_")]:
         del os.environ[name]
-    os.environ |= {"KERAS_BACKEND": "tensorflow", "KERAS_HOME": os.devnull}
+    os.environ |= {"KERAS_BACKEND": "tensorflow", "KERAS_HOME": os.devnull, "TF_FORCE_GPU_ALLOW_GROWTH": "true"}
     with without_start_up_noise():
         import keras  # noqa: F401
         import tensorflow as tf
@@ -90,20 +90,18 @@ def configure(threads: int, precision: str = "float32") -> Device:
 
     Two threads that compute half a batch each are faster than two that share every operation of a whole one, so a
     batch is split into one shard per thread, or into 8 at most that share the threads evenly. A GPU takes a batch
-    whole, in float32 rather than TF32, and takes memory as it needs it. Equal runs give equal bytes on equal devices
-    with equal numbers of threads.
+    whole, in float32 rather than TF32. Equal runs give equal bytes on equal devices with equal numbers of threads.
 
     Raises `StudyError` if `precision` is "bfloat16" and the processor that would compute has no instructions for it.
     Call it before anything is computed; TensorFlow raises `RuntimeError` after that.
     """
-    import tensorflow as tf
+    with tensorflow_loading():
+        import tensorflow as tf
 
     threads = threads or cores()
     gpus = tf.config.list_physical_devices("GPU")
     if precision == "bfloat16" and not gpus:
         require_bfloat16(processor())
-    for gpu in gpus:
-        tf.config.experimental.set_memory_growth(gpu, True)
     shards = 1 if gpus else even_shards(threads)
     tf.config.threading.set_inter_op_parallelism_threads(shards)
     tf.config.threading.set_intra_op_parallelism_threads(threads // shards)
@@ -128,7 +126,7 @@ def even_shards(threads: int) -> int:
 
 
 def provenance(device: Device) -> dict[str, Any]:
-    """Return on what a result was computed, as JSON holds it. Equal machines give equal values: no names, no times."""
+    """Return the provenance of a result, as JSON holds it. Equal machines give equal values: no names, no times."""
     versions = {package: importlib.metadata.version(package) for package in PACKAGES}
     return {
         "device": device.name,
@@ -151,7 +149,7 @@ def gpu_libraries(device: Device, driver_file: str = "/proc/driver/nvidia/versio
         return {}
     import tensorflow as tf
 
-    packages = {dist.name: dist.version for dist in importlib.metadata.distributions() if "nvidia" in dist.name}
+    packages = {dist.name: dist.version for dist in importlib.metadata.distributions() if "nvidia" in (dist.name or "")}
     try:
         driver = Path(driver_file).read_text(encoding="utf-8").splitlines()[0]
     except (OSError, IndexError):

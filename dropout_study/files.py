@@ -1,4 +1,4 @@
-"""Where the study's files lie, and how one is written: whole or not at all.
+"""Paths of the study's files, and atomic writes.
 
 All paths are relative to the project's top level, from where DVC runs the stages.
 """
@@ -53,6 +53,7 @@ VEGA = Path("data/vega.js")
 UNFINISHED = ".unfinished-"  # begins the names of temporary files; .gitignore and .dvcignore have it, too
 
 LOCK_ATTEMPTS = 3
+WAY_OUT = "remove it; `dvc repro` restores it, or makes it again"  # of a damaged output
 
 # What flock raises on file systems without locks: NFS without lockd, some FUSE and cluster file systems.
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
@@ -257,18 +258,17 @@ def read_array(path: Path, shape: tuple[int | None, ...] | None = None) -> np.nd
     numbers (objects would be a pickle, which is code), is cut off, or has another shape.
     """
     _existing(path)
-    way_out = "remove it; `dvc repro` restores it, or makes it again"
     try:
         array = np.lib.format.open_memmap(path, mode="r")
         if array.dtype.kind not in "biuf":
             raise ValueError(f"its values are of type {array.dtype}")
     except (OSError, ValueError) as error:
-        raise StudyError(f"{path}: no array of numbers, or cut off ({printable(error)}); {way_out}") from None
+        raise StudyError(f"{path}: no array of numbers, or cut off ({printable(error)}); {WAY_OUT}") from None
     needed = array.shape if shape is None else shape
     pairs = zip(needed, array.shape, strict=False)
     if len(needed) != array.ndim or any(count not in (None, size) for count, size in pairs):
         text = str(needed).replace("None", "any")
-        raise StudyError(f"{path}: has shape {array.shape}, needed is {text}; {way_out}")
+        raise StudyError(f"{path}: has shape {array.shape}, needed is {text}; {WAY_OUT}")
     return array
 
 

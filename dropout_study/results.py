@@ -32,7 +32,8 @@ class Result(NamedTuple):
     left of overfitting. `calibration_error` is the expected calibration error of the test predictions, a share.
 
     `best_epoch` is the epoch with the lowest validation loss (0 if there is none), where early stopping would stop;
-    the figures that follow it are those of its test predictions. Studies published earlier do not have them: NaN.
+    the figures that follow it are those of its test predictions, or of the untrained network if there is none. Studies
+    published earlier do not have them: NaN.
     """
 
     variant: str
@@ -72,7 +73,12 @@ def read_predictions(key: str, images: int, classes: int) -> np.ndarray:
     They are those after each of its last epochs, and then those of the epoch with the lowest validation loss. Raises
     `StudyError` if the file is missing or damaged, or has another shape.
     """
-    return files.read_array(files.predictions_file(key), (None, images, classes))
+    path = files.predictions_file(key)
+    predictions = files.read_array(path, (None, images, classes))
+    if len(predictions) < 2:
+        needed = f"(at least 2, {images}, {classes})"
+        raise StudyError(f"{path}: has shape {predictions.shape}, needed is {needed}; {files.WAY_OUT}")
+    return predictions
 
 
 def image_scores(log_probabilities: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:

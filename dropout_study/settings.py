@@ -228,7 +228,7 @@ def load_settings(path: Path = files.SETTINGS, *, published: bool = False) -> Se
     if not isinstance(raw, dict):
         raise StudyError(f"{path}: expected settings by name, as in presets/quick.yaml, found {_shown(raw)}")
     if published:
-        raw |= {section: values | raw[section] for section, values in BEFORE.items()}
+        raw |= {section: values | (raw.get(section) or {}) for section, values in BEFORE.items()}
     try:
         settings = Settings.model_validate(raw)
     except ValidationError as error:

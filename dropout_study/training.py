@@ -149,8 +149,9 @@ def fit(
     of which the last may be short; each batch is computed in `shards` in parallel. The loss of training is the
     categorical cross-entropy, from "logits" or "clipped" (`LOSSES`), computed in `precision` (`training_parameters`);
     dropout is that of the network's layers. The learning rate is the optimizer's in the first epoch, and is multiplied
-    by `learning_rate_decay` after each. `optimizer` has to be built. The test images are predicted after each of the
-    last `test_epochs` epochs, from validation if that has the same images.
+    by `learning_rate_decay` after each. `optimizer` has to be built. Predictions of the test images are kept for the
+    last `test_epochs` epochs; if there are several, the images are predicted after every epoch, at no cost if
+    validation has the same images.
 
     `on_step` is called after each step, `on_epoch` after each epoch with the record so far. To resume, pass that
     `record`, and network and optimizer in the state that they had then: nothing else is carried from epoch to epoch.
@@ -176,9 +177,10 @@ def fit(
         if not failed_step:
             logits = infer(validation_data.images)
             validation = measure(logits, validation_data.labels)
-            # Any epoch may be one of the last: the next one may diverge. `predict_test` can make up for one alone.
-            if test_epochs > 1 or epoch == epochs:
-                predictions = [log_probabilities(logits if validated_on_test else infer(test_images))]
+        seconds = time.perf_counter() - start
+        # Any epoch may be one of the last: the next one may diverge. `predict_test` can make up for one alone.
+        if not failed_step and (test_epochs > 1 or epoch == epochs):
+            predictions = [log_probabilities(logits if validated_on_test else infer(test_images))]
         record.history.append(Epoch(epoch, train_loss, accuracy, *validation))
         if np.isfinite(validation[0]) and all(np.isfinite(array).all() for array in [*trained, *predictions]):
             weights = trained
@@ -188,7 +190,7 @@ def fit(
         else:
             record.mark_diverged(failed_step)
             network.set_weights(weights)
-        record.seconds.append(time.perf_counter() - start)
+        record.seconds.append(seconds)
         optimizer.learning_rate.assign(first_rate)  # a checkpoint holds the first rate, whatever its epoch
         on_epoch(record)
     return record

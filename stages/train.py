@@ -5,6 +5,7 @@ its last checkpoint. All that is printed is appended to logs/<key>.log, and a JS
 """
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,8 @@ def main(key: str | None = None) -> None:
                 epoch = len(record.history)
                 last = epoch == settings.train.epochs or record.diverged is not None
                 checkpoints.save_if_due(model, optimizer, record.to_json(), epoch, record.arrays(), last=last)
-                files.write_csv(files.history_file(variant.key), training.Epoch._fields, record.history)
+                with suppress(OSError):  # a full disk costs the view of the training, not the training
+                    files.write_csv(files.history_file(variant.key), training.Epoch._fields, record.history)
                 report.epoch(record.history[-1]._asdict(), record.seconds)
                 stop_if_interrupted()
 

@@ -67,7 +67,7 @@ def main(key: str | None = None) -> None:
     files.write_bytes(files.variant_file(variant.key), model(images.shape[1:], classes, random))
     epochs = settings.train.epochs
     history = [(epoch, *random.uniform(0, 1, 4).tolist()) for epoch in range(1, epochs + 1)]
-    if variant.dropout > 0.5 and values["learning_rate"] > 10:
+    if variant.dropout > 0.5 and values["optimizer"]["learning_rate"] > 10:
         history[-1] = (epochs, *[float("nan")] * 4)
     columns = ("epoch", "train_loss", "train_accuracy", "validation_loss", "validation_accuracy")
     files.write_csv(files.history_file(variant.key), columns, history)

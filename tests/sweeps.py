@@ -13,12 +13,14 @@ GATE = """
 def main(key: str | None = None) -> None:
     import sys, time
     from pathlib import Path
+    from dropout_study.console import TrainingReport
     key = key or os.environ["DVC_STAGE"].partition("@")[2]
     gates = Path({gates!r})
     with (gates / "started").open("a") as log:
         log.write(key + "\\n")
-    epoch = "epoch 1/2  loss 1.0  accuracy  10.00%  validation loss 1.0  accuracy  12.00%  1,234 images/s  9 s left"
-    print(f"{{key}}  {{epoch}}", flush=True)
+    report = TrainingReport(key, images=1234, epochs=2, path=files.progress_file(key))
+    figures = {{"train_loss": 1.0, "train_accuracy": 0.1, "validation_loss": 1.0, "validation_accuracy": 0.12}}
+    report.epoch({{"epoch": 1, **figures}}, [1.0])
     while (gates / f"hold-{{key}}").exists():
         time.sleep(0.05)
     if (gates / f"fail-{{key}}").exists():

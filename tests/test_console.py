@@ -134,17 +134,24 @@ def test_training_speed_is_that_of_the_last_finished_training(report: console.Tr
 def test_training_speed_of_an_unfinished_one_is_none(report: console.TrainingReport) -> None:
     assert console.training_speed(report.path) is None
 
-    report.finished(row(2), [8.0, 8.0], diverged=False)
     report.epoch(row(1), [8.0])
 
     assert console.training_speed(report.path) is None
 
+    report.finished(row(2), [8.0, 8.0], diverged=False)
+    report.epoch(row(1), [2.0])
 
-def test_last_progress_of_a_line_that_is_cut_off_is_none(report: console.TrainingReport) -> None:
+    assert console.training_speed(report.path) == (2, 16.0, 125.0)
+
+
+def test_last_progress_passes_over_a_line_that_is_cut_off(report: console.TrainingReport) -> None:
+    assert console.last_progress(report.path) is None
     report.epoch(row(1), [8.0])
+    report.epoch(row(2), [8.0, 8.0])
+
     report.path.write_bytes(report.path.read_bytes()[:-9])
 
-    assert console.last_progress(report.path) is None
+    assert (console.last_progress(report.path) or {})["epoch"] == 1
 
 
 LOGGED = """

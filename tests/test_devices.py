@@ -26,9 +26,6 @@ class Recorded:
         monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind=None: gpus if kind == "GPU" else ["CPU"])
         details = {"device_name": f"{gpus[0]} X", "compute_capability": (8, 9)} if gpus else {}
         monkeypatch.setattr(tf.config.experimental, "get_device_details", lambda gpu: details)
-        grown: list[Any] = []
-        self.calls |= {"memory growth": grown} if gpus else {}
-        monkeypatch.setattr(tf.config.experimental, "set_memory_growth", lambda *growth: grown.append(growth))
         monkeypatch.setattr(tf.config.threading, "set_inter_op_parallelism_threads", record("inter"))
         monkeypatch.setattr(tf.config.threading, "set_intra_op_parallelism_threads", record("intra"))
         monkeypatch.setattr(tf.config.experimental, "enable_tensor_float_32_execution", record("tf32"))
@@ -59,13 +56,8 @@ def test_configure_gives_a_gpu_whole_batches_in_float32(monkeypatch: pytest.Monk
     device = devices.configure(threads=4)
 
     assert device == ("Tensor X", 4, 1)
-    assert recorded.calls == {
-        "inter": [1],
-        "intra": [4],
-        "tf32": [False],
-        "determinism": [],
-        "memory growth": [("Tensor", True), ("Another", True)],
-    }
+    assert recorded.calls == {"inter": [1], "intra": [4], "tf32": [False], "determinism": []}
+    assert os.environ["TF_FORCE_GPU_ALLOW_GROWTH"] == "true"
 
 
 @pytest.mark.parametrize(

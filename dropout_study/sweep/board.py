@@ -1,6 +1,5 @@
 """What people see of a sweep: how far each variant is, on a terminal, in plain lines, and from another terminal."""
 
-import math
 import os
 import statistics
 import sys
@@ -79,7 +78,8 @@ class Board:
         if progress and epoch != row.epoch and progress["state"] == "training":
             with self._lock:
                 row.epoch = epoch
-                row.accuracy = f"{progress['validation_accuracy'] or math.nan:.2%}" if epoch else ""
+                accuracy = progress.get("validation_accuracy")
+                row.accuracy = "" if accuracy is None else f"{accuracy:.2%}"
                 row.speed = f"{progress['images_per_second']:,.0f}" if epoch else ""
             self._changed(f"{row.worker}: {text}")
 

@@ -28,7 +28,7 @@ from dropout_study.sweep.worker import DATA, OnLine, Worker, remove_leftovers
 PREFIX = "refs/dropout-study/sweeps"
 ENTRY = "dvc.lock"
 PROVENANCE = "provenance.json"
-LOG = "training.log"
+LOGS = {"training.log": files.log_file, "training.jsonl": files.progress_file}
 UNPUSHED = "unpushed"  # below the checkpoints: results that could not be pushed, each as a DVC cache
 NETWORK_ATTEMPTS = 10  # of a pull or push
 FIRST_PAUSE_SECONDS = 2.0  # before it is tried again; doubled each time, up to
@@ -172,11 +172,12 @@ class RemoteWorker(Worker):
         return (self.directory / files.provenance_file(key)).read_text(encoding="utf-8")
 
     def _push_entry(self, key: str, entry: str) -> None:
-        """Push the lock entry of a variant, its provenance and its log as a commit; the first of two wins."""
+        """Push the lock entry of a variant, its provenance and its logs as a commit; the first of two wins."""
         index = {**GIT_IDENTITY, "GIT_INDEX_FILE": ".git/entry-index"}
         contents = {ENTRY: lockfile.join({project.stage_of(key): entry}), PROVENANCE: self._provenance(key)}
-        with suppress(FileNotFoundError):  # this machine did not train it
-            contents[LOG] = (self.directory / files.log_file(key)).read_text(encoding="utf-8", errors="replace")
+        for name, path_of in LOGS.items():
+            with suppress(FileNotFoundError):  # this machine did not train it
+                contents[name] = (self.directory / path_of(key)).read_text(encoding="utf-8", errors="replace")
         for name, content in contents.items():
             file = self.directory / ".git/entry"
             file.write_text(content, encoding="utf-8")
@@ -308,14 +309,15 @@ def collect(repository: str, sweep: str, study_keys: Sequence[str]) -> Collected
     output("git", "fetch", "--quiet", repository, f"+{PREFIX}/{sweep}/trained/*:{local}/*")
     entries: dict[str, str] = {}
     refused: dict[str, str] = {}
-    printed: dict[str, str] = {}
+    logs: dict[Path, str] = {}
     try:
         for key in keys:
             entries[key] = lockfile.split(_pushed_file(f"{local}/{key}", ENTRY))[project.stage_of(key)]
             if why := _other_versions(_pushed_file(f"{local}/{key}", PROVENANCE)):
                 refused[key] = why
-            with suppress(StudyError):  # there is none
-                printed[key] = _pushed_file(f"{local}/{key}", LOG)
+            for name, path_of in LOGS.items():
+                with suppress(StudyError):  # there is none
+                    logs[path_of(key)] = _pushed_file(f"{local}/{key}", name)
     finally:
         for key in pushed:
             output("git", "update-ref", "-d", f"{local}/{key}")
@@ -324,8 +326,9 @@ def collect(repository: str, sweep: str, study_keys: Sequence[str]) -> Collected
         output("git", "push", "--quiet", repository, *(f":{entry_ref(sweep, key)}" for key in refused))
     accepted = {key: entry for key, entry in entries.items() if key not in refused}
     project.take_in(accepted, study_keys, pull=True)
-    for key in accepted.keys() & printed.keys():
-        _keep_log(key, printed[key])
+    for path, log in logs.items():
+        if path.stem in accepted:
+            _keep_log(path, log)
     return Collected([*accepted], refused, pushed - refused.keys())
 
 
@@ -333,9 +336,8 @@ def _pushed_file(ref: str, name: str) -> str:
     return output("git", "show", f"{ref}:{name}") + "\n"
 
 
-def _keep_log(key: str, log: str) -> None:
-    """Append the log of a variant to the one that is here, unless that has it."""
-    path = files.log_file(key)
+def _keep_log(path: Path, log: str) -> None:
+    """Append a log to the one that is here, unless that has it."""
     here = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
     if log not in here:
         files.write_bytes(path, f"{here}{log}".encode())

@@ -72,6 +72,7 @@ def progress_text(key: str) -> str:
     """Return how far the training of a variant is, by the last line that it wrote for programs."""
     last = last_progress(files.progress_file(key))
     if last is None or last["state"] != "training" or not last["epoch"]:
-        return "starting"
-    accuracy = f"validation accuracy {last['validation_accuracy']:.2%}" if last["validation_accuracy"] else "diverged"
+        return "no epoch finished yet"
+    diverged = last["validation_accuracy"] is None
+    accuracy = "diverged" if diverged else f"validation accuracy {last['validation_accuracy']:.2%}"
     return f"epoch {last['epoch']}/{last['epochs']}  {accuracy}  {last['images_per_second']:,.0f} images/s"

@@ -19,8 +19,8 @@ def test_result_that_is_planted_in_the_cache_is_taken_for_ones_own(clone: Clone)
     predictions = clone.path / files.predictions_file(KEY)
     labels = np.load(clone.path / files.labels_file(files.NORMALIZED, "test"))
     original = hashlib.md5(predictions.read_bytes()).hexdigest()
-    perfect = np.full((len(labels), 10), -20, np.float32)
-    perfect[np.arange(len(labels)), labels] = 0
+    perfect = np.full((2, len(labels), 10), -20, np.float32)
+    perfect[:, np.arange(len(labels)), labels] = 0
     predictions.unlink()
     np.save(predictions, perfect)
     planted = hashlib.md5(predictions.read_bytes()).hexdigest()

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from dropout_study import files
+from dropout_study.console import TrainingReport
 from dropout_study.sweep import project
 from tests.clones import Clone, copied, environment, small_project
 from tests.sweeps import (
@@ -98,8 +99,8 @@ def test_dry_run_without_data_names_every_variant_and_makes_none(swept: Clone) -
 
 
 def test_dry_run_names_what_would_be_trained_and_trains_nothing(swept: Clone) -> None:
-    (swept.path / "logs").mkdir(exist_ok=True)
-    (swept.path / "logs/sgd-0.0-0.log").write_text("sgd-0.0-0  finished: 2 epochs in 120.0 s, 3 images/s\n")
+    report = TrainingReport("sgd-0.0-0", images=180, epochs=2, path=swept.path / "logs/sgd-0.0-0.jsonl")
+    report.finished({"epoch": 2}, [60.0, 60.0], diverged=False)
 
     printed = swept.run("dropout-study", "sweep", "--dry-run", "--workers", "3").stdout
 
@@ -306,25 +307,28 @@ def test_status_of_dvc_repro_names_the_variant_that_runs(swept: Clone) -> None:
     swept.repro("--single-item", "train@sgd-0.0-0", "train@adadelta-0.0-0")
     stale = swept.path / "dvc.lock"
     stale.write_text(re.sub(r"(train@adadelta-0.0-0:(?s:.*?)train.epochs:) 2", r"\1 3", stale.read_text()))
-    (swept.path / "logs").mkdir(exist_ok=True)
-    (swept.path / f"logs/{key}.log").write_text(f"{key}  epoch 3/9\n")
+    report = TrainingReport(key, images=180, epochs=9, path=swept.path / f"logs/{key}.jsonl")
+    figures = {"train_loss": 1.0, "train_accuracy": 0.5, "validation_loss": 2.0, "validation_accuracy": 0.625}
+    report.epoch({"epoch": 3, **figures}, [0.5, 0.5, 0.5])
     lock = swept.path / f".checkpoints/locks/{key}.lock"
 
     with files.locked(lock, "busy"):
         printed = swept.run("dropout-study", "status").stdout
 
-    assert printed == f"1 of 4 variants are trained\n{key}  epoch 3/9\n"
+    assert printed == f"1 of 4 variants are trained\n{key}  epoch 3/9  validation accuracy 62.50%  360 images/s\n"
 
 
 def test_status_of_a_training_that_has_just_been_started_again_names_it(swept: Clone) -> None:
     key = "sgd-0.5-0"
-    (swept.path / "logs").mkdir(exist_ok=True)
-    (swept.path / f"logs/{key}.log").write_text(f"{key}  epoch 3/9\n2026-11-27 14:27:55  process 9996\n")
+    report = TrainingReport(key, images=180, epochs=9, path=swept.path / f"logs/{key}.jsonl")
+    figures = {"train_loss": 1.0, "train_accuracy": 0.5, "validation_loss": 2.0, "validation_accuracy": 0.625}
+    report.epoch({"epoch": 3, **figures}, [0.5, 0.5, 0.5])
+    report.started("a processor", 1, 1, "float32", "logits")
 
     with files.locked(swept.path / f".checkpoints/locks/{key}.lock", "busy"):
         printed = swept.run("dropout-study", "status").stdout
 
-    assert printed == f"0 of 4 variants are trained\n{key}  starting\n"
+    assert printed == f"0 of 4 variants are trained\n{key}  no epoch finished yet\n"
 
 
 def test_status_does_not_count_a_variant_whose_outputs_are_those_of_another_run(swept: Clone) -> None:

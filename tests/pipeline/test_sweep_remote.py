@@ -258,6 +258,7 @@ def test_collect_brings_the_logs(sent: Sweep) -> None:
     logs = remote.logs(sent.scratch, sent.name)
     logs.mkdir(parents=True)
     (logs / f"{KEYS[0]}.log").write_text(f"{KEYS[0]}  epoch 1/1\n")
+    (logs / f"{KEYS[0]}.jsonl").write_text('{"epoch": 1}\n')
     here = sent.clone.path / f"logs/{KEYS[0]}.log"
     here.parent.mkdir(exist_ok=True)
     here.write_text("of an earlier run\n")
@@ -267,6 +268,7 @@ def test_collect_brings_the_logs(sent: Sweep) -> None:
         sent.clone.run("dropout-study", "sweep", "collect", sent.repository, sent.name, check=False)
 
     assert here.read_text() == f"of an earlier run\n{KEYS[0]}  epoch 1/1\n"
+    assert here.with_suffix(".jsonl").read_text() == '{"epoch": 1}\n'
 
 
 def test_collect_without_a_lock_file_says_so(sent: Sweep) -> None:

@@ -268,7 +268,7 @@ def test_collect_brings_the_logs(sent: Sweep) -> None:
         sent.clone.run("dropout-study", "sweep", "collect", sent.repository, sent.name, check=False)
 
     assert here.read_text() == f"of an earlier run\n{KEYS[0]}  epoch 1/1\n"
-    assert here.with_suffix(".jsonl").read_text() == '{"epoch": 1}\n'
+    assert here.with_suffix(".jsonl").read_text().count('{"epoch": 1}\n') == 1
 
 
 def test_collect_without_a_lock_file_says_so(sent: Sweep) -> None:

@@ -110,7 +110,9 @@ def test_repro_after_a_change_of_figures_only_plots(clone: Clone, module: str) -
     assert clone.repro() == ["plot"]
 
 
-@pytest.mark.parametrize("module", ["settings", "files", "progress", "errors", "cli"], ids=lambda module: str(module))
+@pytest.mark.parametrize(
+    "module", ["settings", "files", "console", "checkpoint", "cli"], ids=lambda module: str(module)
+)
 def test_repro_after_a_change_of_an_exempt_module_runs_nothing(clone: Clone, module: str) -> None:
     clone.append(f"dropout_study/{module}.py")
 

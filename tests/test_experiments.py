@@ -1,0 +1,60 @@
+"""The scripts of experiments in benchmarks/: what they compute, and which runs they take."""
+
+import math
+from pathlib import Path
+
+import pytest
+from scipy import stats
+
+from benchmarks import clipped_loss, precision
+from dropout_study import files
+from tests.clones import PROJECT
+
+
+def made_up(shift: float = 0.0) -> list[precision.Run]:
+    """Return runs whose seeds differ by 0.02, and whose precisions by `shift`."""
+    return [
+        precision.Run(name, rate, seed, 0.6 + 0.02 * seed + (shift if name == "bfloat16" else 0), 1.0 + 0.1 * seed)
+        for name in ("float32", "bfloat16")
+        for rate in precision.RATES
+        for seed in precision.SEEDS
+    ]
+
+
+def test_differences_have_one_joint_margin_by_the_shared_spread() -> None:
+    compared = precision.differences(made_up(shift=0.01))
+
+    accuracy, loss = compared[:3], compared[3:]
+    assert [row.dropout for row in accuracy] == [0.0, 0.3, 0.5]
+    assert [row.bfloat16 - row.float32 for row in accuracy] == pytest.approx([0.01] * 3)
+    quantile = stats.t.isf(0.025 / 6, 12)
+    assert [row.margin for row in accuracy] == pytest.approx([quantile * 0.02 * math.sqrt(2 / 3)] * 3)
+    assert [row.margin for row in loss] == pytest.approx([quantile * 0.1 * math.sqrt(2 / 3)] * 3)
+
+
+def test_table_marks_what_is_outside_its_margin() -> None:
+    inside = precision.table(precision.differences(made_up(shift=0.01)))
+    outside = precision.table(precision.differences(made_up(shift=0.2)))
+
+    assert "| 0.0 | test accuracy | 62.0 % | 63.0 % | +1.0 ± 5.1 |" in inside
+    assert "outside" not in inside
+    assert outside.count("**outside**") == 3
+
+
+def test_collect_takes_the_compared_runs_of_a_study() -> None:
+    runs = precision.collect({"float32": PROJECT / "results/cifar10-small/study.csv"})
+
+    assert [(run.dropout, run.seed) for run in runs] == [(rate, seed) for rate in precision.RATES for seed in (0, 1, 2)]
+
+
+def test_clipped_loss_runs_what_its_table_does_not_have(tmp_path: Path) -> None:
+    path = tmp_path / "table.csv"
+    every = [*clipped_loss.runs(path, "bfloat16")]
+    done = [clipped_loss.Row(*run, 1.0, 0.1, 1.0, 0.1) for run in every[:5]]
+    files.write_csv(path, clipped_loss.Row._fields, done)
+
+    left = [*clipped_loss.runs(path, "bfloat16")]
+
+    assert len(every) == 24
+    assert left == every[5:]
+    assert len([*clipped_loss.runs(path, "float32")]) == 24

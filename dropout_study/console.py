@@ -101,8 +101,11 @@ def run_stage(main: Callable[..., None], description: str, *arguments: str) -> N
         print(f"error: {message}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt as interrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(128 + (interrupt.args[0] if interrupt.args else signal.SIGINT))
+        print("interrupted", file=sys.stderr, flush=True)
+        with suppress(OSError):
+            sys.stdout.flush()
+        # Not sys.exit: if the interrupt came while an extension module ran code, Python would end itself by SIGINT.
+        os._exit(128 + (interrupt.args[0] if interrupt.args else signal.SIGINT))
 
 
 def _interrupt(number: int, _: object) -> None:

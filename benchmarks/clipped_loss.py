@@ -61,8 +61,6 @@ def main() -> None:
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
     options = parser.parse_args()
     study = settings.load_settings()
-    with devices.tensorflow_loading():
-        pass
     shards = devices.configure(study.train.threads, options.precision).shards
     for rate, activation, seed, loss, precision in runs(options.table, options.precision):
         values = study.training_values(settings.Variant("", "adadelta", rate, seed))

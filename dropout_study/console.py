@@ -264,22 +264,21 @@ class Speed(NamedTuple):
 
 def last_progress(path: Path) -> dict[str, Any] | None:
     """Return the last line that `TrainingReport` wrote to `path`; None if there is none."""
-    return next(reversed([*_progress(path)]), None)
+    return next(_progress_backwards(path), None)
 
 
 def training_speed(path: Path) -> Speed | None:
     """Return the speed of the last finished training that `TrainingReport` wrote to `path`; None if there is none."""
-    ends = [line for line in _progress(path) if line["state"] != "training"]
-    if not ends:
+    last = next((line for line in _progress_backwards(path) if line["state"] != "training"), None)
+    if last is None:
         return None
-    last = ends[-1]
     return Speed(last["epoch"], last["total_seconds"], last["images"] * last["epoch"] / last["total_seconds"])
 
 
-def _progress(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the lines that `TrainingReport` wrote to `path`, but for those that a kill or a full disk cut off."""
+def _progress_backwards(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the lines that `TrainingReport` wrote to `path`, last first, except those that a kill cut off."""
     with suppress(OSError):
-        for line in path.read_bytes().splitlines():
+        for line in reversed(path.read_bytes().splitlines()):
             with suppress(ValueError):
                 yield dict(json.loads(line))
 

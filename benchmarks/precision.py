@@ -107,7 +107,7 @@ def table(compared: Iterable[Difference]) -> str:
         outside = " **outside**" if abs(half - exact) > margin else ""
         rows.append(
             f"| {row.dropout} | test {row.quantity} | {exact:{form}}{unit} | {half:{form}}{unit} "
-            f"| {half - exact:+{form}} ± {margin:{form}}{outside} |"
+            f"| {half - exact:+z{form}} ± {margin:{form}}{outside} |"
         )
     return "\n".join(rows)
 

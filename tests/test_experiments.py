@@ -47,6 +47,13 @@ def test_collect_takes_the_compared_runs_of_a_study() -> None:
     assert [(run.dropout, run.seed) for run in runs] == [(rate, seed) for rate in precision.RATES for seed in (0, 1, 2)]
 
 
+def test_performance_page_shows_the_table_of_the_committed_runs() -> None:
+    page = (PROJECT / "docs/performance.md").read_text()
+
+    shown = page.partition("<!-- precision -->")[2].partition("<!-- /precision -->")[0]
+    assert shown.strip() == precision.table(precision.differences(precision.read(PROJECT / precision.TABLE)))
+
+
 def test_clipped_loss_runs_what_its_table_does_not_have(tmp_path: Path) -> None:
     path = tmp_path / "table.csv"
     every = [*clipped_loss.runs(path, "bfloat16")]

@@ -95,6 +95,8 @@ def _difference(rate: Row, judged: Row, quantity: str) -> str:
         return "not judged"
     if name == judged["leader"]:
         return "leader"
+    if rate["margin"] is None:
+        return "–"
     worse = "worse  " if name in judged["worse"] else ""
     return f"{worse}{_number(rate['below'], quantity)} ± {_number(rate['margin'], quantity)}"
 
@@ -154,7 +156,8 @@ def statement(judged: Mapping[str, Any]) -> str:
     sentences = [_conclusion(judged[quantity], quantity) for quantity in QUANTITIES]
     match accuracy["status"]:
         case "none" if accuracy["leader"] is None:
-            sentences = ["At every rate a run diverged: no rate can be judged."]
+            why = "at every rate a run diverged" if accuracy["not_judged"] else "they were published without scores"
+            sentences = [f"The rates are not compared: {why}."]
         case "none":
             sentences = [f"{accuracy['leader']} is the only rate that can be judged: there is nothing to compare."]
         case "one seed":

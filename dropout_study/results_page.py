@@ -28,9 +28,8 @@ LINKS = Path("..") / DIRECTORY  # from the page
 # The studies that the page is about; those that are not published yet are missing from it.
 MAIN = "cifar10-small"
 LONGER = "cifar10-longer"  # the main study at some of its rates, with more epochs
-NOTEBOOK = "article-notebook"
-ARTICLE = (NOTEBOOK, "article-adadelta", "article-sgd")
-PART = re.compile(r"-\d+$")  # of the name of a study with more runs of a preset, from another machine or another day
+# With the article's settings: as its notebook ran it, at less length or in another precision, and as its listing reads.
+ARTICLE = ("article-notebook", "article-notebook-float32", "article-notebook-25", "article")
 SIZES = ("cifar10-1000", "cifar10-3000", MAIN, LONGER)  # of the training set, smallest first
 ARTICLE_RUNS = "The article trained once per rate, with 50,000 images, batches of 512 and 50 epochs"
 
@@ -59,18 +58,14 @@ def context(published: Mapping[str, Published], author: Sequence[Mapping[str, st
     sizes = [published[name] for name in SIZES if name in published]
     if len({study.settings.images_to_train_on for study in sizes}) < 2:
         sizes = []  # nothing to compare
-    article = {
-        preset: [study for name, study in published.items() if PART.sub("", name) == preset] for preset in ARTICLE
-    }
     return {
         "main": published.get(MAIN),
         "longer": published.get(LONGER),
         "sizes": sizes,
-        "article": {preset: parts for preset, parts in article.items() if parts},
+        "article": [published[name] for name in ARTICLE if name in published],
         "studies": published.values(),
         "author": author,
         "planned": planned,
-        "notebook": NOTEBOOK,
         "article_runs": ARTICLE_RUNS,
         "links": LINKS,
         "picture": lambda study, name: f"{LINKS}/{study.name}/{PICTURES}/{name}.png",

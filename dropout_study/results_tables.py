@@ -288,34 +288,21 @@ def authors_lead(author: Sequence[Mapping[str, str]], main: Published) -> str:
     )
 
 
-def article_rows(parts: Iterable[Published], author: Sequence[Mapping[str, str]]) -> list[Row]:
-    """Return for each rate what is measured, beside what the author's rows have of it.
+def article_rows(study: Published, author: Sequence[Mapping[str, str]]) -> list[Row]:
+    """Return for each optimizer and rate what is measured, beside what the author's rows have of it.
 
-    `parts` are studies that differ in their rates and their number of epochs only, and are validated on the test
-    images. A longer one also has a row for the epoch in which a shorter one ended. The author's figures are those after
-    `ARTICLE_EPOCHS`.
+    The author's figures are those after `ARTICLE_EPOCHS`, and a study of fewer epochs is not compared with them.
     """
-    parts = list(parts)
-    ends = sorted({study.settings.train.epochs for study in parts})
-    printed = {float(row["dropout"]): row for row in author}
-    rows: list[tuple[int, Row]] = []
-    for study in parts:
-        last = study.settings.train.epochs
-        for (optimizer, dropout), group in by_rate(study.results).items():
-            for epoch in ends[: ends.index(last) + 1]:
-                accuracy, loss = measured(group) if epoch == last else measured_after(study, optimizer, dropout, epoch)
-                theirs = printed.get(dropout) if epoch == ARTICLE_EPOCHS else None
-                their_accuracy = f"{100 * float(theirs['test_accuracy']):.1f} %" if theirs else "–"
-                their_loss = f"{float(theirs['test_loss']):.3f}" if theirs else "–"
-                figures = (their_accuracy, accuracy, their_loss, loss)
-                rows.append((epoch, (optimizer, dropout, f"`{study.name}`", runs(group), epoch, *figures)))
-    return [row for _, row in sorted(rows, key=lambda pair: (pair[0], str(pair[1][:3])))]
-
-
-def measured_after(study: Published, optimizer: str, dropout: float, epoch: int) -> tuple[str, str]:
-    """Return validation accuracy and loss after an epoch, of the runs of a rate."""
-    pairs = validation(study).get((optimizer, dropout), {}).get(epoch, [])
-    return spreads([accuracy for accuracy, _ in pairs], [loss for _, loss in pairs])
+    alike = study.settings.train.epochs == ARTICLE_EPOCHS
+    printed = {(row["optimizer"], float(row["dropout"])): row for row in author if alike}
+    rows: list[Row] = []
+    for rate, group in by_rate(study.results).items():
+        accuracy, loss = measured(group)
+        theirs = printed.get(rate)
+        their_accuracy = f"{100 * float(theirs['test_accuracy']):.1f} %" if theirs else "–"
+        their_loss = f"{float(theirs['test_loss']):.3f}" if theirs else "–"
+        rows.append((*rate, runs(group), their_accuracy, accuracy, their_loss, loss))
+    return rows
 
 
 def measured(group: Sequence[Result], part: str = "test") -> tuple[str, str]:

@@ -65,7 +65,7 @@ def test_check_summarizes_valid_settings() -> None:
 
 
 def test_check_warns_of_a_single_seed() -> None:
-    _, out, _ = run("check", str(PROJECT / "presets/article-sgd.yaml"))
+    _, out, _ = run("check", str(PROJECT / "presets/article.yaml"))
 
     assert "one seed gives no verdict" in out
 

@@ -69,7 +69,7 @@ def test_statement_of_one_rate_has_nothing_to_compare() -> None:
 def test_statement_if_a_run_of_every_rate_diverged() -> None:
     text = statement(study({0.0: [None, 0.5], 0.5: [None, 0.6]}))
 
-    assert text == "At every rate a run diverged: no rate can be judged."
+    assert text == "The rates are not compared: at every rate a run diverged."
 
 
 def test_statement_names_rates_that_are_not_judged() -> None:

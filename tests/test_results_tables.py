@@ -88,7 +88,7 @@ def test_gain_seen_names_the_studies_in_which_no_dropout_is_worse_if_there_are_o
 def test_collapse_repeated_says_whether_a_rate_diverges_with_the_notebooks_settings() -> None:
     rows = runs("adadelta", {0.5: CLEAR[:1], 0.8: [0.4], 0.9: [math.nan]})
 
-    text = results_tables.collapse_repeated([published("article-notebook-3", rows, "article-notebook", 25)])
+    text = results_tables.collapse_repeated([published("article-notebook-25", rows, "article-notebook", 25)])
 
     assert text == (
         "With the notebook's settings, adadelta at 0.8 does not diverge here: after 25 epochs, training accuracy is "

@@ -29,7 +29,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Clone:
         missing("CIFAR10_ARCHIVE names no archive: the full-size tests did not run")
     archive = Path(os.environ["CIFAR10_ARCHIVE"])
     clone = copy_project(tmp_path_factory.mktemp("full") / "project")
-    clone.run("cp", "presets/article-adadelta.yaml", "params.yaml")
+    clone.run("cp", "presets/article.yaml", "params.yaml")
     clone.change(download__sha256=hashlib.sha256(archive.read_bytes()).hexdigest())
     clone.run("dvc", "repro", "normalize", CIFAR10_ARCHIVE=str(archive.resolve()))
     return clone

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from dropout_study import devices
 from dropout_study.results import read_history, read_results
 from dropout_study.settings import load_settings
 from tests.clones import PROJECT, Clone, small_project
@@ -22,8 +23,10 @@ def shrunk(preset: Path, directory: Path) -> Clone:
     settings = load_settings(preset)
     rates = [settings.study.dropouts[0], settings.study.dropouts[-1]]
     clone.change(study__dropouts=rates, study__seeds=settings.study.seeds[:1])
-    clone.change(normalize__train_size=200, train__epochs=1, train__batch_size=16)
+    clone.change(normalize__train_size=200, train__epochs=1, train__test_epochs=1, train__batch_size=16)
     clone.change(network__filters=[2, 2, 2, 2], network__units=[4, 4])
+    if not devices.BFLOAT16_SETS & {*devices.processor()["instruction_sets"]}:
+        clone.change(train__precision="float32")
     if settings.dataset == "cifar10":
         archive = write_archive(directory / "cifar-10-binary.tar.gz", content())
         sha256 = hashlib.sha256(archive.read_bytes()).hexdigest()

@@ -117,11 +117,17 @@ def results() -> None:
     if [row.variant for row in rows] != _current_variants():
         click.echo(f"\nThe variants in {files.SETTINGS} have changed since; run `dvc repro` to update the results.")
     best = choose_best(rows)
-    missing = "" if files.BEST_MODEL.exists() else " (missing; run `dvc repro` to make it)"
+    if best is None:
+        model = "Every run diverged, so there is no best model."
+    else:
+        missing = "" if files.BEST_MODEL.exists() else " (missing; run `dvc repro` to make it)"
+        model = (
+            f"Best single run by validation accuracy ({100 * best.validation_accuracy:.1f} %): {best.variant}, "
+            f"test accuracy {100 * best.test_accuracy:.1f} %, test loss {best.test_loss:.3f}\n"
+            f"Its model: {files.BEST_MODEL}{missing}"
+        )
     click.echo(
-        f"\nBest single run by validation accuracy ({100 * best.validation_accuracy:.1f} %): {best.variant}, "
-        f"test accuracy {100 * best.test_accuracy:.1f} %, test loss {best.test_loss:.3f}\n"
-        f"Its model: {files.BEST_MODEL}{missing}\n\n"
+        f"\n{model}\n\n"
         f"  dvc plots show --open         all charts as a page (pictures: {files.PLOTS}/)\n"
         "  dropout-study predict IMAGE   classify an image with that model\n"
         f"  dvc metrics show              accuracy and loss of every variant (as a table: {files.STUDY})\n"
@@ -142,11 +148,12 @@ def _current_variants() -> list[str]:
 @main.command()
 @click.argument("name")
 def publish(name: str) -> None:
-    """Keep the results of the finished study as results/NAME.
+    """Add the runs of the finished study to results/NAME.
 
-    Copies settings, tables, verdict and pictures, and records commit, machine and the time of each training,
-    so that they outlive the next change of params.yaml. Commit the directory. Refuses results that are not up to date.
-    What was published under NAME before is replaced.
+    Keeps settings, tables, verdict, pictures and the scores of each test image, and records commit, machine and
+    training time of each run, so that they outlive the next change of params.yaml. Commit the directory. Runs that are
+    published there stay, or are replaced by the same run. Refuses results that are not up to date, and runs whose
+    settings, other than rates, seeds and optimizers, are not those of the published ones.
     """
     from dropout_study.publication import publish
 

@@ -70,6 +70,8 @@ def load_model(path: Path) -> Model:
     try:
         if not stat.S_ISREG(path.stat().st_mode) or path.suffix != ".keras":
             raise StudyError("a model is a file with a name that ends in .keras, as Keras 3 saves it")
+        if not path.stat().st_size:
+            raise StudyError("empty, as `evaluate` leaves it if every run diverged: there is no best model")
         config, metadata = _read_content(path)
         with tensorflow_loading():
             import keras

@@ -32,8 +32,9 @@ class Result(NamedTuple):
     left of overfitting. `calibration_error` is the expected calibration error of the test predictions, a share.
 
     `best_epoch` is the epoch with the lowest validation loss (0 if there is none), where early stopping would stop;
-    the figures that follow it are those of its test predictions, or of the untrained network if there is none. Studies
-    published earlier do not have them: NaN.
+    the figures that follow it are those of its test predictions, or of the untrained network if there is none.
+    `scaled_test_loss` is the test loss at the best temperature, see `calibration.scaled_log_probabilities`. Studies
+    published earlier do not have these: NaN.
     """
 
     variant: str
@@ -54,6 +55,8 @@ class Result(NamedTuple):
     best_test_loss: float = math.nan
     best_test_accuracy: float = math.nan
     best_calibration_error: float = math.nan
+    scaled_test_loss: float = math.nan
+    best_scaled_test_loss: float = math.nan
 
 
 def read_history(path: Path) -> History:
@@ -85,16 +88,24 @@ def image_scores(log_probabilities: np.ndarray, labels: np.ndarray) -> dict[str,
     """Return how good the predictions of each image are, and how confident: means over epochs, float64 [N].
 
     "accuracy" is how often the image's class is the most probable one, "loss" the log of its probability, which is
-    minus the loss in nats: of these two, higher is better. "confidence" is the probability of the most probable class.
-    `log_probabilities` are float32 [epochs, N, classes], `labels` integers [N].
+    minus the loss in nats: of these two, higher is better. "confidence" is the probability of the most probable class,
+    and "scaled_loss" is as "loss", at the best temperature. `log_probabilities` are float32 [epochs, N, classes],
+    `labels` integers [N].
     """
     values = log_probabilities.astype(np.float64)
     by_epoch = {
         "accuracy": values.argmax(axis=2) == labels,
         "loss": values[:, np.arange(len(labels)), labels],
         "confidence": np.exp(values.max(axis=2)),
+        "scaled_loss": calibration.scaled_log_probabilities(values, labels),
     }
     return {name: scores.mean(axis=0) for name, scores in by_epoch.items()}
+
+
+def variant_scores(key: str, labels: np.ndarray, classes: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Return the `image_scores` of a variant's last epochs, and those of the epoch with the lowest validation loss."""
+    predictions = read_predictions(key, len(labels), classes)
+    return image_scores(predictions[:-1], labels), image_scores(predictions[-1:], labels)
 
 
 def calibration_error(scores: Mapping[str, np.ndarray]) -> float:
@@ -110,21 +121,29 @@ def make_result(
     `scores` are those of the last epochs, `best_scores` those of the epoch with the lowest validation loss.
     """
     last: dict[str, Any] = {column: value for column, value in history[-1].items() if column != "epoch"}
-    test_accuracy = float(scores["accuracy"].mean())
+    figures = last | measured(last["train_accuracy"], scores, best_scores)
     return Result(
         *variant,
         epochs=int(history[-1]["epoch"]),
         diverged=divergence_epoch(history),
-        **last,
-        test_loss=-float(scores["loss"].mean()),
-        test_accuracy=test_accuracy,
-        accuracy_gap=last["train_accuracy"] - test_accuracy,
-        calibration_error=calibration_error(scores),
         best_epoch=best_epoch([row["validation_loss"] for row in history]),
-        best_test_loss=-float(best_scores["loss"].mean()),
-        best_test_accuracy=float(best_scores["accuracy"].mean()),
-        best_calibration_error=calibration_error(best_scores),
+        **figures,
     )
+
+
+def measured(
+    train_accuracy: float, scores: Mapping[str, np.ndarray], best_scores: Mapping[str, np.ndarray]
+) -> dict[str, Any]:
+    """Return the columns of `Result` that are figures of the test images, from their `image_scores`."""
+    accuracy = float(scores["accuracy"].mean())
+    figures: dict[str, Any] = {"test_accuracy": accuracy, "accuracy_gap": train_accuracy - accuracy}
+    for prefix, part in (("", scores), ("best_", best_scores)):
+        figures |= {
+            f"{prefix}test_loss": -float(part["loss"].mean()),
+            f"{prefix}calibration_error": calibration_error(part),
+            f"{prefix}scaled_test_loss": -float(part["scaled_loss"].mean()),
+        }
+    return figures | {"best_test_accuracy": float(best_scores["accuracy"].mean())}
 
 
 def read_results(path: Path = files.STUDY) -> list[Result]:
@@ -182,20 +201,17 @@ def finished(results: Iterable[Result]) -> list[Result]:
     return [result for result in results if result.diverged is None]
 
 
-def choose_best(results: Iterable[Result]) -> Result:
+def choose_best(results: Iterable[Result]) -> Result | None:
     """Return the result with the highest validation accuracy of the last epoch; of equals, the lowest loss.
 
-    A diverged variant is never the best; raises `StudyError` if there are no others.
+    A diverged variant is never the best: if there are no others, there is none.
     """
-    candidates = finished(results)
-    if not candidates:
-        raise StudyError(
-            "every variant of the study diverged, so there is no best model; lower train.learning_rate in params.yaml"
-        )
-    return max(candidates, key=lambda result: (result.validation_accuracy, -result.validation_loss))
+    return max(
+        finished(results), key=lambda result: (result.validation_accuracy, -result.validation_loss), default=None
+    )
 
 
-def metrics(results: Iterable[Result], best: Result, rates: Iterable[Mapping[str, Any]]) -> dict[str, object]:
+def metrics(results: Iterable[Result], best: Result | None, rates: Iterable[Mapping[str, Any]]) -> dict[str, object]:
     """Return what `dvc metrics diff` compares: the best variant, means by rate, and accuracy and loss of each variant.
 
     `rates` are rows of `statistics.rates`. JSON has no NaN: a figure that is not finite is None.
@@ -209,7 +225,7 @@ def metrics(results: Iterable[Result], best: Result, rates: Iterable[Mapping[str
         diverged = {} if result.diverged is None else {"diverged": result.diverged}
         variants[result.variant] = figures(result.test_accuracy, result.test_loss) | diverged
     return {
-        "best": {"variant": best.variant, **{column: getattr(best, column) for column in Result._fields[8:12]}},
+        "best": best and {"variant": best.variant} | {column: getattr(best, column) for column in Result._fields[8:12]},
         "means": {
             f"{row['optimizer']}-{row['dropout']}": figures(row["test_accuracy"], row["test_loss"]) for row in rates
         },

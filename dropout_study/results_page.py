@@ -80,16 +80,16 @@ def context(published: Mapping[str, Published], author: Sequence[Mapping[str, st
 
 def facts(study: Published) -> list[str]:
     """Return how a study was computed, a line a subject."""
-    settings, provenance = study.settings, study.provenance
+    settings, origins = study.settings, study.provenance["variants"].values()
     alive = {run.variant for run in finished(study.results)}
     diverged = len(study.results) - len(alive)
-    trained = {key: speed for key, speed in provenance["trainings"].items() if speed}
+    trained = {key: origin["training"] for key, origin in study.provenance["variants"].items() if origin["training"]}
     # A run that diverges ends early, and its speed means nothing.
     speeds = [speed["images_per_second"] for key, speed in trained.items() if key in alive]
     lines = [
         f"{report.count(study.results, 'run')}, {diverged or 'none'} diverged; {settings.images_to_train_on:,} "
         f"training images, {settings.train.epochs} epochs, batches of {settings.train.batch_size}",
-        *(machine(kind, len(study.results)) for kind in provenance["machines"]),
+        *(machine(kind, len(study.results)) for kind in study.verdict["machines"]),
     ]
     if speeds:
         seconds = sum(speed["seconds"] for speed in trained.values())
@@ -99,10 +99,13 @@ def facts(study: Published) -> list[str]:
             f"{console.duration(seconds)} for {report.count(trained, 'training')}{added_up}; images per second: "
             f"median {statistics.median(speeds):,.0f}{range_of}"
         )
-    lines.append(f"commit {provenance['commit'][:10]}, published on {provenance['date']}")
-    if provenance["archive"]:
-        what = ARCHIVES.get(provenance["archive"], "which this project does not know")
-        lines.append(f"images: archive with the SHA-256 {provenance['archive']}, {what}")
+    commits = report.listed(sorted({origin["commit"][:10] for origin in origins}))
+    dates = report.listed(sorted({origin["date"] for origin in origins}))
+    lines.append(f"commit {commits}, published on {dates}")
+    archive = study.provenance["archive"]
+    if archive:
+        what = ARCHIVES.get(archive, "which this project does not know")
+        lines.append(f"images: archive with the SHA-256 {archive}, {what}")
     return lines
 
 
@@ -174,9 +177,8 @@ def with_headline(readme: str, shown: str) -> str:
 
 def main() -> None:
     """Write docs/results.md, the README's headline, and the words and pictures of each published study."""
-    published, planned = read_published(), runs_planned()
-    for study in published.values():
-        renew(study)
+    published = {name: renew(DIRECTORY / name) for name in read_published()}
+    planned = runs_planned()
     text = page(published, files.read_csv(AUTHOR), planned, TEMPLATE.read_text(encoding="utf-8"))
     files.write_bytes(PAGE, text.encode())
     if MAIN in published:

@@ -1,5 +1,6 @@
 """The tables of docs/results.md, and the sentences that go with them, from published studies."""
 
+import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -34,10 +35,12 @@ def calibration_rows(study: Published) -> list[Row]:
 def validation(study: Published) -> dict[tuple[str, float], dict[int, list[tuple[float, float]]]]:
     """Return for each optimizer and rate, by epoch: validation accuracy and loss of each run."""
     groups: dict[tuple[str, float], dict[int, list[tuple[float, float]]]] = {}
-    for row in study.histories:
-        if row["part"] == "validation" and row["accuracy"]:
-            epochs = groups.setdefault((row["optimizer"], float(row["dropout"])), {})
-            epochs.setdefault(int(row["epoch"]), []).append((float(row["accuracy"]), float(row["loss"])))
+    for run in study.results:
+        epochs = groups.setdefault((run.optimizer, run.dropout), {})
+        for row in study.histories.get(run.variant, []):
+            if not math.isnan(row["validation_loss"]):
+                figures = (row["validation_accuracy"], row["validation_loss"])
+                epochs.setdefault(int(row["epoch"]), []).append(figures)
     return groups
 
 

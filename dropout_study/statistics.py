@@ -10,13 +10,25 @@ import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from scipy import stats
 
-from dropout_study.results import QUANTITIES, Result, by_rate, finished
+from dropout_study import files
+from dropout_study.results import (
+    QUANTITIES,
+    RELIABILITY_COLUMNS,
+    Result,
+    by_rate,
+    finished,
+    machines,
+    reliability_rows,
+    rounded,
+)  # fmt: skip
+from dropout_study.settings import Settings
 
 CONFIDENCE = 0.95
 # The shared spread counts as much as this many degrees of freedom of a rate's own. More lets a rate that scatters
@@ -222,6 +234,29 @@ def future_margin(leader: Rate, others: Sequence[Rate], runs: int) -> float:
 def remaining_margin(leader: Rate, others: Sequence[Rate]) -> float:
     """Return what the test images alone leave of the largest margin, with any number of runs."""
     return factor(1 + len(others), math.inf) * math.sqrt(max(images_variance(leader, other) for other in others))
+
+
+def write_tables(
+    directory: Path,
+    results: Sequence[Result],
+    scores: Mapping[str, Mapping[str, np.ndarray]],
+    provenances: Mapping[str, Mapping[str, Any]],
+    settings: Settings,
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Judge a study, and write its tables: runs, rates, calibration and the verdict; return the verdict and the rates.
+
+    `scores` are by variant what `results.image_scores` returns, and `provenances` what `train` wrote. Numbers are
+    rounded to six significant digits.
+    """
+    judged = verdict(results, scores, settings.normalize.validation)
+    judged = rounded(judged | {"test_epochs": settings.train.test_epochs, "machines": machines(provenances)})
+    rows = rates(results, judged, settings.classes)
+    files.write_csv(directory / files.STUDY.name, Result._fields, rounded(results))
+    files.write_csv(directory / files.RATES.name, RATE_COLUMNS, rounded([[*row.values()] for row in rows]))
+    reliability = rounded(reliability_rows(results, scores))
+    files.write_csv(directory / files.RELIABILITY.name, RELIABILITY_COLUMNS, reliability)
+    files.write_json(directory / files.VERDICT.name, judged)
+    return judged, rows
 
 
 def verdict(

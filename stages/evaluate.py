@@ -6,7 +6,7 @@ from dropout_study.settings import load_settings
 
 
 def main() -> None:
-    """Write the tables and the verdict in metrics/, and models/best.keras."""
+    """Write the tables and the verdict in metrics/, and models/best.keras, which is empty if every run diverged."""
     settings = load_settings()
     stale = results.remove_stale_files([variant.key for variant in settings.variants])
     if stale:
@@ -16,30 +16,27 @@ def main() -> None:
     rows, scores, provenances = [], {}, {}
     for variant in settings.variants:
         history = results.read_history(files.history_file(variant.key))
-        predictions = results.read_predictions(variant.key, len(labels), len(classes))
-        scores[variant.key] = results.image_scores(predictions[:-1], labels)
-        best_scores = results.image_scores(predictions[-1:], labels)
+        scores[variant.key], best_scores = results.variant_scores(variant.key, labels, len(classes))
         rows.append(results.make_result(variant, history, scores[variant.key], best_scores))
         provenances[variant.key] = files.read_json(files.provenance_file(variant.key))
-    verdict = statistics.verdict(rows, scores, settings.normalize.validation)
-    epochs, machines = settings.train.test_epochs, results.machines(provenances)
-    verdict = results.rounded(verdict | {"test_epochs": epochs, "machines": machines})
-    rates = statistics.rates(rows, verdict, len(classes))
-    files.write_csv(files.STUDY, results.Result._fields, results.rounded(rows))
-    files.write_csv(files.RATES, statistics.RATE_COLUMNS, results.rounded([[*row.values()] for row in rates]))
-    reliability = results.reliability_rows(rows, scores)
-    files.write_csv(files.RELIABILITY, results.RELIABILITY_COLUMNS, results.rounded(reliability))
-    files.write_json(files.VERDICT, verdict)
+    verdict, rates = statistics.write_tables(files.STUDY.parent, rows, scores, provenances, settings)
     files.write_bytes(files.VERDICT_PAGE, report.markdown(verdict, settings.dataset, rows).encode())
     say(f"{report.table(verdict)}\n\n{report.paragraph(verdict)}\n")
 
     best = results.choose_best(rows)
     files.write_json(files.EVALUATION, results.rounded(results.metrics(rows, best, rates)))
-    predicted = results.read_predictions(best.variant, len(labels), len(classes))[-2].argmax(axis=1)
-    confusion = [(best.variant, *pair) for pair in results.confusion(labels, predicted, classes)]
+    if best is None:
+        # DVC needs the files, and its plots the rows.
+        files.write_bytes(files.BEST_MODEL, b"")
+        name, predicted, labels = "", labels[:0], labels[:0]
+        say(f"every run diverged, so there is no best model, and {files.BEST_MODEL} is empty")
+    else:
+        name = best.variant
+        predicted = results.read_predictions(name, len(labels), len(classes))[-2].argmax(axis=1)
+        files.copy(files.variant_file(name), files.BEST_MODEL)
+        say(f"best single run by validation accuracy: {name}, copied to {files.BEST_MODEL}")
+    confusion = [(name, *pair) for pair in results.confusion(labels, predicted, classes)]
     files.write_csv(files.CONFUSION, results.CONFUSION_COLUMNS, confusion)
-    files.copy(files.variant_file(best.variant), files.BEST_MODEL)
-    say(f"best single run by validation accuracy: {best.variant}, copied to {files.BEST_MODEL}")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.special import log_softmax, softmax
 
 from dropout_study import calibration
 from dropout_study.calibration import Bin
@@ -61,3 +62,37 @@ def test_pooled_bins_of_parts_are_those_of_the_whole(seed: int) -> None:
 
     assert [pytest.approx(each) for each in calibration.pooled(parts)] == whole
     assert all(isinstance(each, Bin) for each in whole)
+
+
+def overconfident(images: int, temperature: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return log-probabilities [2, images, 4] whose logits are `temperature` times as large as they should be."""
+    random = np.random.default_rng(0)
+    logits = random.normal(size=(2, images, 4))
+    logits[1] = logits[0]
+    labels = np.array([random.choice(4, p=row) for row in softmax(logits[0], axis=1)])
+    return log_softmax(temperature * logits, axis=2), labels
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 7.0])
+def test_best_temperature_is_the_factor_by_which_logits_are_too_large(temperature: float) -> None:
+    log_probabilities, labels = overconfident(20_000, temperature)
+
+    assert calibration.best_temperature(log_probabilities, labels) == pytest.approx(temperature, rel=0.05)
+
+
+def test_scaled_log_probabilities_use_the_temperature_of_the_other_half() -> None:
+    log_probabilities, labels = overconfident(4_000, 3.0)
+    log_probabilities[:, 1::2] /= 2  # of the images with an odd index
+
+    scaled = calibration.scaled_log_probabilities(log_probabilities, labels)
+
+    odd = calibration.best_temperature(log_probabilities[:, 1::2], labels[1::2])
+    expected = log_softmax(log_probabilities[:, ::2] / odd, axis=2)[:, np.arange(2_000), labels[::2]]
+    np.testing.assert_allclose(scaled[:, ::2], expected)
+    assert odd == pytest.approx(1.5, rel=0.1)
+
+
+def test_scaled_log_probabilities_of_a_diverged_run_are_not_finite() -> None:
+    scaled = calibration.scaled_log_probabilities(np.full((1, 6, 3), np.nan), np.zeros(6, int))
+
+    assert np.isnan(scaled).all()

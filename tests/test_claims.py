@@ -8,7 +8,7 @@ import pytest
 
 from dropout_study import calibration, claims, results_page
 from dropout_study.publication import Published
-from dropout_study.results import Result, finished
+from dropout_study.results import History, Result, finished
 from dropout_study.settings import load_settings
 from tests.clones import PROJECT
 from tests.studies import rates_of, verdict_of
@@ -47,25 +47,26 @@ def published(name: str, rows: list[Result], preset: str = "cifar10-small", epoc
     train = settings.train.model_copy(update={"epochs": epochs or settings.train.epochs})
     study = settings.study.model_copy(update={"optimizers": [*dict.fromkeys(row.optimizer for row in rows)]})
     provenance: dict[str, Any] = {
-        "commit": "0123456789abcdef",
-        "date": "2026-11-25",
         "archive": next(iter(results_page.ARCHIVES)),
-        "machines": verdict["machines"],
-        "trainings": {row.variant: {"epochs": 12, "seconds": 60.0, "images_per_second": 500.0} for row in rows},
+        "variants": {
+            row.variant: {
+                "commit": "0123456789abcdef",
+                "date": "2026-11-25",
+                "modules": "0123456789abcdef",
+                "training": {"epochs": 12, "seconds": 60.0, "images_per_second": 500.0},
+                "provenance": MACHINE,
+            }
+            for row in rows
+        },
     }
     bins = {row.variant: [calibration.Bin(0.6, 0.8, 500, 0.7, row.test_accuracy)] for row in finished(rows)}
-    histories = [
-        {
-            "optimizer": row.optimizer,
-            "dropout": f"{row.dropout}",
-            "epoch": f"{epoch}",
-            "part": "validation",
-            "loss": f"{2 / epoch}",
-            "accuracy": f"{epoch / 20}",
-        }
+    histories: dict[str, History] = {
+        row.variant: [
+            {"epoch": epoch, "validation_loss": 2 / epoch, "validation_accuracy": epoch / 20}
+            for epoch in range(1, train.epochs + 1)
+        ]
         for row in finished(rows)
-        for epoch in range(1, train.epochs + 1)
-    ]
+    }
     settings = settings.model_copy(update={"study": study, "train": train})
     return Published(name, settings, rows, rates_of(rows), verdict, histories, bins, provenance)
 

@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 from scipy import stats
 
-from benchmarks import clipped_loss, precision
+from benchmarks import clipped_loss, long_runs, precision
 from dropout_study import files
+from dropout_study.results import Result
+from dropout_study.settings import load_settings
 from tests.clones import PROJECT
 
 
@@ -65,3 +67,28 @@ def test_clipped_loss_runs_what_its_table_does_not_have(tmp_path: Path) -> None:
     assert len(every) == 24
     assert left == every[5:]
     assert len([*clipped_loss.runs(path, "float32")]) == 24
+
+
+def test_long_runs_skip_what_is_published(tmp_path: Path) -> None:
+    done = [long_runs.RUNS[0], long_runs.RUNS[2]]
+    rows = [(run.key, run.optimizer, run.dropout, run.seed, 50, None, *[0.5] * 8) for run in done]
+    files.write_csv(tmp_path / done[0].study / "study.csv", Result._fields[:14], rows)
+
+    left = [*long_runs.missing(tmp_path)]
+
+    assert left == [run for run in long_runs.RUNS if run not in done]
+    assert len({*long_runs.RUNS}) == len(long_runs.RUNS)
+
+
+@pytest.mark.parametrize("study", long_runs.STUDIES)
+def test_long_runs_write_valid_settings_of_one_run(study: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "presets").symlink_to(PROJECT / "presets")
+    monkeypatch.chdir(tmp_path)
+    run = next(run for run in long_runs.RUNS if run.study == study)
+
+    long_runs.write_settings(run, "0" * 64)
+
+    settings = load_settings(tmp_path / "params.yaml")
+    assert [variant.key for variant in settings.variants] == [run.key]
+    assert settings.train.precision == "bfloat16"
+    assert settings.download.sha256 == "0" * 64

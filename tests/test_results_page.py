@@ -13,7 +13,7 @@ from PIL import Image
 from ruamel.yaml import YAML
 
 from dropout_study import calibration, files, report, results_page, statistics
-from dropout_study.publication import DIRECTORY, PICTURES, PROVENANCE, TABLES, Published, read_published
+from dropout_study.publication import CONTENT, DIRECTORY, PICTURES, SCORES, Published, read_published, renew
 from dropout_study.results import QUANTITIES, by_rate, finished
 from dropout_study.settings import BEFORE, load_settings
 from tests.clones import PROJECT
@@ -92,7 +92,8 @@ def test_page_of_all_studies_has_every_section_and_their_figures() -> None:
 
 def test_facts_take_speeds_from_runs_that_did_not_diverge() -> None:
     study = published("cifar10-small", runs("adadelta", {0.0: CLEAR, 0.8: [math.nan]}))
-    study.provenance["trainings"]["adadelta-0.8-0"] = {"epochs": 12, "seconds": 1.0, "images_per_second": 9999.0}
+    fast = {"epochs": 12, "seconds": 1.0, "images_per_second": 9999.0}
+    study.provenance["variants"]["adadelta-0.8-0"]["training"] = fast
 
     observed = results_page.facts(study)
 
@@ -245,6 +246,18 @@ def test_published_reliability_has_the_accuracy_and_the_calibration_error_of_eac
         assert calibration.expected_error(bins) == pytest.approx(run.calibration_error, abs=1e-6)
 
 
+@pytest.mark.parametrize("name", [path.parent.name for path in sorted((PROJECT / DIRECTORY).glob(f"*/{SCORES}"))])
+def test_published_study_judged_again_from_its_scores_is_the_same(name: str, tmp_path: Path) -> None:
+    published, copied = PROJECT / DIRECTORY / name, tmp_path / name
+    shutil.copytree(published, copied)
+
+    renew(copied)
+
+    for path in sorted(published.rglob("*")):
+        if path.is_file() and path.suffix != ".png":  # other versions draw them otherwise
+            assert (copied / path.relative_to(published)).read_bytes() == path.read_bytes(), path
+
+
 @pytest.mark.parametrize("name", STUDIES)
 def test_published_words_are_those_of_the_published_verdict(name: str, studies: dict[str, Published]) -> None:
     study = studies[name]
@@ -263,11 +276,7 @@ def test_published_study_is_read_with_the_behaviour_of_its_time(name: str, studi
             assert getattr(getattr(study.settings, section), setting) == written[section].get(setting, value)
     columns = (PROJECT / f"results/{name}/study.csv").read_text().splitlines()[0].split(",")
     assert all(math.isnan(run.best_test_loss) != ("best_test_loss" in columns) for run in study.results)
-    assert {path.name for path in (PROJECT / f"results/{name}").iterdir()} == {
-        *(table.name for table in TABLES),
-        PROVENANCE,
-        PICTURES,
-    }
+    assert {path.name for path in (PROJECT / f"results/{name}").iterdir()} - {SCORES} == {*CONTENT}
 
 
 # What published studies have that their presets do not: the first runs of the article's settings, and fewer of them.

@@ -6,15 +6,22 @@ import re
 import pytest
 
 from dropout_study import results_tables
+from dropout_study.publication import Published
 from tests.test_claims import CLEAR, NEAR, WORSE, published, runs
+
+
+def change_epoch(study: Published, variant: str, epoch: int, **figures: float) -> None:
+    history = [*study.histories[variant]]
+    history[epoch - 1] = {**history[epoch - 1], **figures}
+    study.histories[variant] = history
 
 
 def test_still_rising_compares_the_articles_rate_with_the_leader() -> None:
     main = published("cifar10-small", runs("adadelta", {0.0: CLEAR, 0.5: WORSE}))
     alike = results_tables.still_rising(main)
-    for row in main.histories:
-        if row["dropout"] == "0.0" and row["epoch"] == "12":
-            row["accuracy"] = "0.40"
+    for run in main.results:
+        if run.dropout == 0.0:
+            change_epoch(main, run.variant, 12, validation_accuracy=0.40)
 
     assert alike == ""
     assert results_tables.still_rising(main) == (
@@ -26,9 +33,9 @@ def test_still_rising_compares_the_articles_rate_with_the_leader() -> None:
 def test_lowest_losses_names_the_rate_with_the_lowest_loss_of_all_epochs() -> None:
     rows = [*runs("adadelta", {0.0: CLEAR, 0.5: WORSE}), *runs("sgd", {0.0: CLEAR, 0.5: WORSE})]
     main = published("cifar10-small", rows)
-    for row in main.histories:
-        if (row["optimizer"], row["dropout"], row["epoch"]) == ("adadelta", "0.5", "3"):
-            row["loss"] = "0.125"
+    for run in main.results:
+        if (run.optimizer, run.dropout) == ("adadelta", 0.5):
+            change_epoch(main, run.variant, 3, validation_loss=0.125)
 
     assert results_tables.lowest_losses(main) == "with adadelta, 0.5 (0.125) and with sgd, 0.0 (0.167)"
 

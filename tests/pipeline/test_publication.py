@@ -1,37 +1,77 @@
 """`dropout-study publish`: what is kept of a finished study, and what is refused."""
 
+import csv
 import json
+from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
+from scipy.special import log_softmax
 
 from dropout_study.console import TrainingReport
-from dropout_study.publication import TABLES, read_published
+from dropout_study.publication import CONTENT, SCORES, read_published, read_scores, write_scores
+from dropout_study.results import image_scores
+from dropout_study.settings import load_settings
 from tests.clones import Clone
+from tests.sweeps import KEYS
 
 pytestmark = pytest.mark.pipeline
 
 
-def test_publish_copies_tables_settings_and_charts(clone: Clone) -> None:
+def figures(path: Path) -> list[list[str]]:
+    with path.open() as file:
+        return list(csv.reader(file))
+
+
+def test_publish_keeps_settings_tables_scores_and_charts(clone: Clone) -> None:
     commit = clone.run("git", "rev-parse", "HEAD").stdout.strip()
 
     printed = clone.run("dropout-study", "publish", "mine").stdout
 
     assert printed.startswith("published: results/mine/;")
     published = clone.path / "results/mine"
-    assert {path.name for path in published.iterdir()} == {*(path.name for path in TABLES), "plots", "provenance.json"}
-    for path in TABLES:
-        assert (published / path.name).read_bytes() == (clone.path / path).read_bytes()
-    pictures = {path.name: path.read_bytes() for path in (published / "plots").iterdir()}
-    charts = {path.name: path.read_bytes() for path in (clone.path / "metrics/plots").glob("*.png")}
-    for images in ("samples.png", "mistakes.png"):  # of the data set
-        del charts[images]
-    assert pictures == charts
-    assert "loss.png" in pictures
+    assert {path.name for path in published.iterdir()} == {*CONTENT, SCORES}
+    assert load_settings(published / "params.yaml") == load_settings(clone.path / "params.yaml")
+    assert (published / "histories.csv").read_bytes() == (clone.path / "metrics/histories.csv").read_bytes()
+    charts = {path.name for path in (clone.path / "metrics/plots").glob("*.png")}
+    assert {path.name for path in (published / "plots").iterdir()} == charts - {"samples.png", "mistakes.png"}
+    assert (published / "plots/confusion.png").read_bytes() == (clone.path / "metrics/plots/confusion.png").read_bytes()
     provenance = json.loads((published / "provenance.json").read_text())
-    assert provenance["commit"] == commit
     assert provenance["archive"] is None
-    assert provenance["machines"] == json.loads((clone.path / "metrics/verdict.json").read_text())["machines"]
+    assert tuple(provenance["variants"]) == KEYS
+    assert {origin["commit"] for origin in provenance["variants"].values()} == {commit}
+    assert provenance["variants"][KEYS[0]]["provenance"]["processor"] == "fake"
+
+
+def test_publish_judges_by_the_scores_as_evaluate_does_by_the_predictions(clone: Clone) -> None:
+    clone.run("dropout-study", "publish", "mine")
+
+    for name in ("study.csv", "rates.csv"):
+        published, computed = (figures(clone.path / directory / name) for directory in ("results/mine", "metrics"))
+        assert published[0] == computed[0]
+        for row, expected in zip(published[1:], computed[1:], strict=True):
+            for cell, value in zip(row, expected, strict=True):
+                with suppress(ValueError):
+                    assert float(cell) == pytest.approx(float(value), abs=2e-3), (row, expected)
+    assert (clone.path / "results/mine/verdict.md").exists()
+
+
+def test_scores_file_of_ten_thousand_images_is_at_most_100_kilobytes(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 10, 10_000)
+    logits = random.normal(size=(11, 10_000, 10)) * 2
+    logits[:, np.arange(10_000), labels] += 3
+    predictions = log_softmax(logits, axis=2).astype(np.float32)
+    last, best = image_scores(predictions[:-1], labels), image_scores(predictions[-1:], labels)
+
+    write_scores(tmp_path / "scores.npy.xz", last, best)
+
+    assert (tmp_path / "scores.npy.xz").stat().st_size <= 100_000
+    for written, read in zip((last, best), read_scores(tmp_path / "scores.npy.xz"), strict=True):
+        assert written.keys() == read.keys()
+        for name, values in written.items():
+            assert read[name].mean() == pytest.approx(values.mean(), abs=5e-5)
 
 
 def test_publish_records_the_time_of_each_training_by_its_last_log(clone: Clone) -> None:
@@ -41,25 +81,70 @@ def test_publish_records_the_time_of_each_training_by_its_last_log(clone: Clone)
 
     clone.run("dropout-study", "publish", "mine")
 
-    trainings = json.loads((clone.path / "results/mine/provenance.json").read_text())["trainings"]
-    assert trainings["sgd-0.5-0"] == {"epochs": 2, "seconds": 2.0, "images_per_second": 100.0}
-    assert trainings["sgd-0.0-0"] is None
+    variants = json.loads((clone.path / "results/mine/provenance.json").read_text())["variants"]
+    assert variants["sgd-0.5-0"]["training"] == {"epochs": 2, "seconds": 2.0, "images_per_second": 100.0}
+    assert variants["sgd-0.0-0"]["training"] is None
 
 
-def test_publish_replaces_what_was_published_before(clone: Clone) -> None:
+def test_publish_adds_runs_that_need_not_form_a_grid(clone: Clone) -> None:
     clone.run("dropout-study", "publish", "mine")
-    (clone.path / "results/mine/plots/old.png").write_bytes(b"")
-    clone.change(study__seeds=[0, 1])
+    before = read_published(clone.path / "results")["mine"]
+    scores = (clone.path / f"results/mine/scores/{KEYS[0]}.npy.xz").read_bytes()
+    clone.change(study__optimizers=["adadelta"], study__dropouts=[0.25], study__seeds=[7], train__checkpoint_every=2)
     clone.repro()
 
     clone.run("dropout-study", "publish", "mine")
 
-    assert not (clone.path / "results/mine/plots/old.png").exists()
-    assert not list((clone.path / "results").glob(".*"))
     study = read_published(clone.path / "results")["mine"]
-    assert {run.seed for run in study.results} == {0, 1}
-    assert study.settings.study.seeds == [0, 1]
-    assert set(study.reliability) == {run.variant for run in study.results}
+    assert {run.variant for run in study.results} == {*KEYS, "adadelta-0.25-7"}
+    assert (study.settings.study.dropouts, study.settings.study.seeds) == ([0.0, 0.25, 0.5], [0, 7])
+    assert [run for run in study.results if run.variant in KEYS] == before.results
+    assert study.histories.keys() == {*KEYS, "adadelta-0.25-7"}
+    assert study.histories[KEYS[0]] == before.histories[KEYS[0]]
+    assert study.verdict["runs"] == len(KEYS) + 1
+    assert (clone.path / f"results/mine/scores/{KEYS[0]}.npy.xz").read_bytes() == scores
+    assert study.provenance["variants"].keys() == study.histories.keys()
+    assert not list((clone.path / "results").glob(".*"))
+
+
+def test_publish_replaces_a_run_that_is_published(clone: Clone) -> None:
+    clone.run("dropout-study", "publish", "mine")
+    path = clone.path / "results/mine/study.csv"
+    path.write_text(path.read_text().replace("sgd-0.0-0,sgd,0.0,0,2", "sgd-0.0-0,sgd,0.0,0,1"))
+
+    clone.run("dropout-study", "publish", "mine")
+
+    assert {run.epochs for run in read_published(clone.path / "results")["mine"].results} == {2}
+
+
+def test_publish_refuses_to_add_runs_with_another_setting(clone: Clone) -> None:
+    clone.run("dropout-study", "publish", "mine")
+    before = (clone.path / "results/mine/study.csv").read_bytes()
+    clone.change(train__epochs=3)
+    clone.repro()
+
+    done = clone.run("dropout-study", "publish", "mine", check=False)
+
+    assert done.returncode == 1
+    assert "error: results/mine/params.yaml: its runs have other settings than params.yaml" in done.stderr
+    assert "train.epochs = 2 there, 3 here" in done.stderr
+    assert (clone.path / "results/mine/study.csv").read_bytes() == before
+
+
+def test_study_without_a_finished_run_is_judged_and_published_without_a_best_model(clone: Clone) -> None:
+    clone.change(study__optimizers=["sgd"], study__dropouts=[0.9], train__learning_rate__sgd=1e3)
+
+    clone.repro()
+
+    assert (clone.path / "models/best.keras").read_bytes() == b""
+    words = (clone.path / "metrics/verdict.md").read_text()
+    assert "The rates are not compared: at every rate a run diverged." in words
+    predicted = clone.run("dropout-study", "predict", "metrics/plots/loss.png", check=False)
+    assert "empty, as `evaluate` leaves it if every run diverged" in predicted.stderr
+    clone.run("dropout-study", "publish", "mine")
+    assert not (clone.path / "results/mine/plots/confusion.png").exists()
+    assert [run.diverged for run in read_published(clone.path / "results")["mine"].results] == [2]
+    clone.run("dvc", "plots", "show")
 
 
 def test_publish_refuses_results_of_other_settings(clone: Clone) -> None:

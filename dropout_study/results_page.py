@@ -22,6 +22,7 @@ README = Path("README.md")
 BEGIN, END = "<!-- results -->", "<!-- /results -->"  # around the headline
 TEMPLATE = DIRECTORY / "page.md.jinja"
 AUTHOR = DIRECTORY / "article-adadelta.csv"  # what the article's notebook printed
+CLIPPED_LOSS = DIRECTORY / "clipped-loss.csv"  # one epoch by the loss of Keras 2 and by that from logits
 PRESET = Path("presets/cifar10-small.yaml")  # of the main study
 LINKS = Path("..") / DIRECTORY  # from the page
 
@@ -65,6 +66,7 @@ def context(published: Mapping[str, Published], author: Sequence[Mapping[str, st
         "article": [published[name] for name in ARTICLE if name in published],
         "studies": published.values(),
         "author": author,
+        "starts": files.read_csv(CLIPPED_LOSS),
         "planned": planned,
         "article_runs": ARTICLE_RUNS,
         "links": LINKS,

@@ -175,24 +175,22 @@ def collapsed_rows(published: Iterable[Published], author: Sequence[Mapping[str,
     return rows
 
 
-def collapse_repeated(parts: Iterable[Published]) -> str:
-    """Return in sentences whether runs with the notebook's settings diverge at the rates that gave it 10 %.
+def start_rows(runs: Iterable[Mapping[str, str]]) -> list[Row]:
+    """Return how one epoch of the article's training ends, by rate, activation and loss: results/clipped-loss.csv.
 
-    `parts` are the studies with these settings. Of a rate that was not run, there is no sentence.
+    A row has the number of runs, training loss and accuracy, and test accuracy, each with its lowest and highest run.
     """
-    sentences = []
-    for study in parts:
-        for (optimizer, dropout), group in by_rate(study.results).items():
-            if dropout in COLLAPSED_RATES:
-                here = f"With the notebook's settings, {optimizer} at {dropout}"
-                (accuracy, _), (train_accuracy, _) = measured(group), measured(group, "train")
-                sentences.append(
-                    f"{here} does not diverge here: after {study.settings.train.epochs} epochs, training accuracy is "
-                    f"{train_accuracy} and test accuracy {accuracy} ({report.count(group, 'run')})."
-                    if finished(group)
-                    else f"{here} diverges here, too ({report.count(group, 'run')})."
-                )
-    return " ".join(sentences)
+    groups: dict[tuple[str, ...], list[Mapping[str, str]]] = {}
+    for run in runs:
+        groups.setdefault((run["dropout"], run["first_activation"], run["loss"]), []).append(run)
+    rows: list[Row] = []
+    for name, group in groups.items():
+        loss, accuracy, test = (
+            [float(run[column]) for run in group] for column in ("train_loss", "train_accuracy", "validation_accuracy")
+        )
+        shares = (f"{spread(values, 100, '.1f')} %" for values in (accuracy, test))
+        rows.append((*name, len(group), spread(loss, 1, ".2f"), *shares))
+    return rows
 
 
 def amount(study: Published) -> str:

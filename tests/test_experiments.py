@@ -92,3 +92,17 @@ def test_long_runs_write_valid_settings_of_one_run(study: str, tmp_path: Path, m
     assert [variant.key for variant in settings.variants] == [run.key]
     assert settings.train.precision == "bfloat16"
     assert settings.download.sha256 == "0" * 64
+
+
+def test_clipped_loss_of_the_notebooks_network_stops_learning_and_logits_do_not() -> None:
+    """The statement of docs/results.md, on the committed runs."""
+    rows = files.read_csv(PROJECT / "results/clipped-loss.csv")
+
+    assert len(rows) == 24
+    for row in rows:
+        stopped = float(row["train_loss"]) > 14.4 and float(row["train_accuracy"]) < 0.101
+        if row["loss"] == "logits":
+            assert not stopped
+            assert row["dropout"] != "0.8" or float(row["train_accuracy"]) > 0.14
+        elif row["first_activation"] == "linear":
+            assert stopped

@@ -92,13 +92,18 @@ def test_gain_seen_names_the_studies_in_which_no_dropout_is_worse_if_there_are_o
     )
 
 
-def test_collapse_repeated_says_whether_a_rate_diverges_with_the_notebooks_settings() -> None:
-    rows = runs("adadelta", {0.5: CLEAR[:1], 0.8: [0.4], 0.9: [math.nan]})
+def test_start_rows_have_a_row_per_rate_activation_and_loss() -> None:
+    columns = ("dropout", "first_activation", "loss", "train_loss", "train_accuracy", "validation_accuracy")
+    runs = [
+        dict(zip(columns, values, strict=True))
+        for values in (
+            ("0.9", "linear", "clipped", "14.5", "0.1", "0.1"),
+            ("0.9", "linear", "clipped", "14.4", "0.11", "0.1"),
+            ("0.9", "linear", "logits", "2.5", "0.2", "0.15"),
+        )
+    ]
 
-    text = results_tables.collapse_repeated([published("article-notebook-25", rows, "article-notebook", 25)])
-
-    assert text == (
-        "With the notebook's settings, adadelta at 0.8 does not diverge here: after 25 epochs, training accuracy is "
-        "75.0 % and test accuracy 40.0 % (1 run). With the notebook's settings, adadelta at 0.9 diverges here, too "
-        "(1 run)."
-    )
+    assert results_tables.start_rows(runs) == [
+        ("0.9", "linear", "clipped", 2, "14.45 (14.40–14.50)", "10.5 (10.0–11.0) %", "10.0 (10.0–10.0) %"),
+        ("0.9", "linear", "logits", 1, "2.50", "20.0 %", "15.0 %"),
+    ]

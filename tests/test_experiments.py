@@ -2,12 +2,15 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
+import keras
+import numpy as np
 import pytest
 from scipy import stats
 
-from benchmarks import clipped_loss, long_runs, precision
-from dropout_study import files
+from benchmarks import clipped_loss, inference, long_runs, precision
+from dropout_study import files, network
 from dropout_study.results import Result
 from dropout_study.settings import load_settings
 from tests.clones import PROJECT
@@ -106,3 +109,33 @@ def test_clipped_loss_of_the_notebooks_network_stops_learning_and_logits_do_not(
             assert row["dropout"] != "0.8" or float(row["train_accuracy"]) > 0.14
         elif row["first_activation"] == "linear":
             assert stopped
+
+
+def digits_network(rate: float) -> "keras.Model":
+    shapes: dict[str, Any] = {"image_shape": (8, 8, 3), "classes": 10, "scale": [1 / 255] * 3, "offset": [0.0] * 3}
+    sizes: dict[str, Any] = {"filters": [8, 8], "units": [16], "first_activation": "relu", "dropout": rate, "seed": 0}
+    return network.build_network(**shapes, **sizes)
+
+
+def test_pooling_scale_undoes_what_dropout_before_pooling_adds() -> None:
+    model, images = digits_network(0.5), np.random.default_rng(0).integers(0, 256, (500, 8, 8, 3), np.uint8)
+
+    scales = inference.pooling_scales(model, images)
+
+    to_pooling = keras.Model(model.inputs[0], model.get_layer("pool_2").output)
+    with_dropout, without = (float(np.mean(to_pooling(images, training=training))) for training in (True, False))
+    assert scales == [pytest.approx(with_dropout / without, rel=0.02)]
+    assert scales[0] > 1.1
+
+
+def test_network_without_dropout_is_the_same_in_each_way_of_testing() -> None:
+    random = np.random.default_rng(0)
+    images, labels = random.integers(0, 256, (60, 8, 8, 3), np.uint8), random.integers(0, 10, 60)
+
+    off, on, rescaled = inference.rows("x-0.0-0", digits_network(0.0), images, images, labels)
+
+    assert off.loss == pytest.approx(on.loss) == pytest.approx(rescaled.loss)
+    assert off.accuracy == on.accuracy == rescaled.accuracy
+    model = digits_network(0.0)
+    expected = np.log(np.asarray(model(images))[np.arange(60), labels]).mean()
+    assert off.loss == pytest.approx(-expected, rel=1e-5)

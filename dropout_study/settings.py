@@ -52,9 +52,9 @@ def _validation(value: Any) -> float | Literal["test"]:
     return value
 
 
-def _place(value: Any) -> str:
+def _url(value: Any) -> str:
     if not isinstance(value, str) or not value.startswith(("http://", "https://", "file://")):
-        raise ValueError("a place to download from starts with http://, https:// or file://")
+        raise ValueError("a URL that starts with http://, https:// or file:// is expected here")
     return value
 
 
@@ -76,7 +76,7 @@ class _Section(BaseModel):
 class Download(_Section):
     """Where the archive comes from, and what it must be."""
 
-    urls: list[Annotated[str, PlainValidator(_place)]]
+    urls: list[Annotated[str, PlainValidator(_url)]]
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 

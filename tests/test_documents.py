@@ -12,8 +12,6 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from dropout_study import download, images
-from dropout_study.datasets import cifar10
 from dropout_study.settings import load_settings
 from tests.clones import PROJECT, SMALL, Clone
 from tests.datasets.test_cifar10 import content, write_archive
@@ -87,32 +85,6 @@ def test_another_test_runs_command(command: str) -> None:
 @pytest.mark.parametrize("document", sorted({*DOCUMENTS} - {*IN_ORDER, TROUBLESHOOTING}))
 def test_document_names_only_commands_that_are_run(document: str) -> None:
     assert {*ALL[document]} <= {*RUN_BY_CI, *RUN_BY_TESTS}
-
-
-def test_troubleshooting_states_the_limits_of_downloads() -> None:
-    text = " ".join((PROJECT / TROUBLESHOOTING).read_text().split())
-    connect, read = download.TIMEOUT
-
-    assert (
-        f"if it is not there after {connect} seconds, after {read} seconds without a byte, and after "
-        f"{download.ANSWER_SECONDS:g} without an answer or its next part" in text
-    )
-    assert (download.BROKEN_CONNECTIONS, "a place after five such connections in a row" in text) == (5, True)
-    assert (download.RATE_SECONDS, f"below {download.MINIMUM_RATE / 1000:g} kB/s over a minute" in text) == (60, True)
-    assert (
-        download.HOPELESS_SECONDS,
-        f"below {download.HOPELESS_RATE / 1000:g} kB/s over five minutes" in text,
-    ) == (300, True)
-
-
-def test_security_states_the_limits_of_images_and_archives() -> None:
-    text = (PROJECT / "SECURITY.md").read_text()
-
-    assert (
-        f"up to {images.MAX_PIXELS / 1e6:g} million pixels and {images.MAX_BYTES / 1e9:g} GB a file, read in less than "
-        f"{images.MAX_MEMORY / 1e9:g} GB of memory" in text
-    )
-    assert f"more than {cifar10.MAXIMUM_BYTES / 1e6:g} MB are refused" in text
 
 
 def test_fast_tests_leave_out_every_marker_of_slow_ones() -> None:

@@ -126,7 +126,7 @@ BAD = [
     ("train__test_epochs", 0, "train.test_epochs = 0: must be greater than or equal to 1"),
     ("train__test_epochs", 31, "train.test_epochs = 31: more than the 30 epochs of train.epochs; take at most that"),
     ("download__sha256", "c4a3", "download.sha256 = 'c4a3': expected 64 lower-case hexadecimal digits"),
-    ("download__urls", ["ftp://x"], "download.urls[0] = 'ftp://x': a place to download from starts with"),
+    ("download__urls", ["ftp://x"], "download.urls[0] = 'ftp://x': a URL that starts with"),
 ]
 
 

@@ -219,12 +219,12 @@ def test_an_archive_replaces_the_download(clone: Clone, tmp_path: Path) -> None:
     archive = write_archive(tmp_path / "cifar-10-binary.tar.gz", content())
     clone.change(dataset="cifar10", download__sha256=hashlib.sha256(archive.read_bytes()).hexdigest())
     clone.change(download__urls=[(tmp_path / "nowhere").as_uri()])
-    (command,) = commands("no place has the file")
+    (command,) = commands("no URL has the file")
 
     message = failing(clone, "dvc repro download")
     call(clone, f"HOME={tmp_path} && {command} download")
 
-    assert "no place has the file" in message
+    assert "no URL has the file" in message
     assert (clone.path / "data/raw/train_images.npy").exists()
 
 

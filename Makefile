@@ -25,12 +25,16 @@ results-page: .venv/installed ## Write docs/results.md, and the README's results
 	python -m dropout_study.results_page
 
 .PHONY: test
-test: .venv/installed-test ## Run the whole test suite, on all cores
-	pytest -n auto --dist loadfile
+test: .venv/installed-test ## Run the test suite, on all cores
+	pytest -n auto --dist worksteal
+
+.PHONY: test-all
+test-all: .venv/installed-test ## Run the slow tests, too: every command of the documents, sweeps on clusters
+	pytest -n auto --dist worksteal -m "not stress and not full_size"
 
 .PHONY: test-fast
 test-fast: .venv/installed-test ## Run the tests that need nothing big, in a minute or two
-	pytest -n auto --dist loadfile -m "not pipeline and not stress and not full_size"
+	pytest -n auto --dist worksteal -m "not pipeline and not slow and not stress and not full_size"
 
 .PHONY: stress
 stress: .venv/installed-test ## Kill, cut off and fill up what the study runs on, for an hour; needs an SSH server and root

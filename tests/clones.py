@@ -185,7 +185,7 @@ def stages_run(output: str) -> list[str]:
 
 
 def copy_project(destination: Path) -> Clone:
-    """Copy what Git has or would take of the project, and make a Git repository of it."""
+    """Copy what Git has or would take of the project, but for published results, and make a Git repository of it."""
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=PROJECT,
@@ -194,7 +194,7 @@ def copy_project(destination: Path) -> Clone:
         text=True,
     ).stdout
     for name in filter(None, listed.split("\0")):
-        if (PROJECT / name).exists():
+        if (PROJECT / name).exists() and not name.startswith("results/"):
             target = destination / name
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(PROJECT / name, target)

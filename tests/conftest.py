@@ -1,5 +1,6 @@
 """What all tests share: the project's directory, settings to spoil, a clone to run."""
 
+import fcntl
 import os
 import random
 import shutil
@@ -69,17 +70,19 @@ def write_settings(tmp_path: Path) -> Callable[..., Path]:
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Clone:
     """A small project that has been run once, with the fake trainer, and committed. Not to be changed."""
-    clone = small_project(tmp_path_factory.mktemp("finished") / "project")
-    shutil.copy(FAKE_TRAINER, clone.path / "stages" / "train.py")
-    ran = clone.repro()
-    assert [name.partition("@")[0] for name in ran] == [
-        "download",
-        "normalize",
-        *["train"] * 4,
-        "evaluate",
-        "plot",
-    ]
-    clone.commit("the study")
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent  # of all workers: the first one makes it
+    with (shared / "finished.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        clone = Clone(shared / "finished")
+        if not clone.path.exists():
+            small_project(clone.path)
+            shutil.copy(FAKE_TRAINER, clone.path / "stages" / "train.py")
+            ran = clone.repro()
+            names = [name.partition("@")[0] for name in ran]
+            assert names == ["download", "normalize", *["train"] * 4, "evaluate", "plot"]
+            clone.commit("the study")
     return clone
 
 

@@ -129,12 +129,6 @@ def survive(fresh: Clone, undisturbed: Run, directory: Path, kills: int) -> None
     assert min(hits.values()) >= kills // 10, hits
 
 
-def test_repro_killed_at_20_random_moments_of_all_stages_equals_undisturbed_run(
-    fresh: Clone, undisturbed: Run, tmp_path: Path
-) -> None:
-    survive(fresh, undisturbed, tmp_path, 20)
-
-
 @pytest.mark.stress
 def test_repro_killed_at_100_random_moments_of_all_stages_equals_undisturbed_run(
     fresh: Clone, undisturbed: Run, tmp_path: Path
@@ -173,6 +167,7 @@ def race(fresh: Clone, expected: dict[str, bytes], directory: Path, times: int) 
             assert outputs(clone) == expected
 
 
+@pytest.mark.slow
 def test_two_repros_started_together_equal_one(fresh: Clone, expected: dict[str, bytes], tmp_path: Path) -> None:
     race(fresh, expected, tmp_path, 3)
 

@@ -172,7 +172,7 @@ def sizes(page: Page) -> dict[str, tuple[float, float, float]]:
     }
 
 
-@pytest.mark.parametrize("width", [400, 800, 1200, 1600])
+@pytest.mark.parametrize("width", [400, 1600])
 def test_page_draws_every_chart_at_any_width_without_network(browser: Browser, shown: Path, width: int) -> None:
     with drawn(browser, shown, width=width) as page:
         for chart, kinds in {
@@ -195,6 +195,7 @@ def test_page_draws_every_chart_at_any_width_without_network(browser: Browser, s
             assert image.evaluate("image => image.complete && image.naturalWidth") > 100
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [400, 800, 1600])
 def test_page_is_filled_by_charts_that_can_be_read(browser: Browser, either: Path, width: int) -> None:
     with drawn(browser, either, width=width) as page:
@@ -232,6 +233,7 @@ def touching(boxes: Sequence[tuple[float, float]]) -> bool:
     return any(left[1] >= right[0] for left, right in pairwise(boxes))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [400, 1200])
 @pytest.mark.parametrize("count", [30, 300])
 def test_page_of_many_rates_has_legible_charts(browser: Browser, made_up: Clone, count: int, width: int) -> None:
@@ -306,6 +308,7 @@ def test_charts_have_titles_and_axes_with_units(browser: Browser, shown: Path) -
         assert (texts(page, "Accuracy_by_dropout").count("✕"), texts(page, "Accuracy_by_dropout").count("2")) == (1, 1)
 
 
+@pytest.mark.slow
 def test_page_says_what_was_studied_and_the_verdict_of_each_revision(
     browser: Browser, shown: Path, compared: Path, study: Clone
 ) -> None:
@@ -332,6 +335,7 @@ def revision(tip: dict[str, str]) -> str:
     return tip["revision"].replace("workspace", "HEAD~1")
 
 
+@pytest.mark.slow
 def test_tooltip_of_a_mean_has_its_exact_figures(browser: Browser, either: Path, study: Clone) -> None:
     with drawn(browser, either) as page:
         for chart, column, unit in (
@@ -357,6 +361,7 @@ def test_tooltip_of_a_mean_has_its_exact_figures(browser: Browser, either: Path,
             no_tooltip(page)
 
 
+@pytest.mark.slow
 def test_tooltip_of_a_cross_names_diverged_runs(browser: Browser, either: Path) -> None:
     with drawn(browser, either) as page:
         page.locator("#Accuracy_by_dropout svg text", has_text="✕").first.hover()
@@ -370,6 +375,7 @@ def test_tooltip_of_a_cross_names_diverged_runs(browser: Browser, either: Path) 
         assert tip["diverged in epoch"] == "2"
 
 
+@pytest.mark.slow
 def test_tooltip_of_an_epoch_and_of_a_cell_show_them(browser: Browser, either: Path, study: Clone) -> None:
     with drawn(browser, either) as page:
         marks(page, "Accuracy_by_epoch", "symbol").last.hover()
@@ -414,6 +420,7 @@ def beside(page: Page, chart: str) -> None:
     page.locator(f"#{chart} svg.marks").click(position={"x": 3, "y": 3})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chart", HISTORIES)
 def test_history_chart_isolates_a_rate_or_a_variant_on_a_click(browser: Browser, either: Path, chart: str) -> None:
     with drawn(browser, either) as page:
@@ -444,6 +451,7 @@ def test_history_chart_isolates_a_rate_or_a_variant_on_a_click(browser: Browser,
         wait_for_lines(page, chart, 24 * each)
 
 
+@pytest.mark.slow
 def test_history_chart_thickens_the_line_that_is_pointed_at(browser: Browser, shown: Path) -> None:
     with drawn(browser, shown) as page:
         marks(page, "Loss_by_epoch", "symbol").last.hover()
@@ -502,6 +510,7 @@ def places(page: Page, chart: str) -> dict[str, dict[str, list[tuple[bool, float
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seeds", [1, 3, 10])
 def test_by_dropout_chart_gives_every_optimizer_its_own_room(browser: Browser, made_up: Clone, seeds: int) -> None:
     diverged = [f"adam-0.95-{seed}" for seed in range(seeds)] + (["sgd-0.9-0"] if seeds > 1 else [])
@@ -562,6 +571,7 @@ def test_by_dropout_chart_agrees_with_the_verdict(browser: Browser, made_up: Clo
     assert verdicts == ({""} if seeds == 1 else {"may be the best", "worse", "not judged"})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seeds", [1, 3])
 def test_page_of_one_rate_is_drawn(browser: Browser, made_up: Clone, seeds: int) -> None:
     make_up(made_up, rates=[0.5], seeds=seeds, epochs=1)
@@ -572,6 +582,7 @@ def test_page_of_one_rate_is_drawn(browser: Browser, made_up: Clone, seeds: int)
         assert marks(page, "Loss_by_epoch", "symbol").count() == 2 * seeds
 
 
+@pytest.mark.slow
 def test_history_chart_marks_losses_beyond_the_axis(browser: Browser, made_up: Clone) -> None:
     make_up(made_up, rates=(0.0, 0.95), seeds=1)
     made_up.dvc("plots", "show")
@@ -584,6 +595,7 @@ def test_history_chart_marks_losses_beyond_the_axis(browser: Browser, made_up: C
         assert max(map(float, labels)) == 5
 
 
+@pytest.mark.slow
 def test_diff_of_two_data_sets_has_the_classes_and_channels_of_each(browser: Browser, made_up: Clone) -> None:
     make_up(made_up)
     made_up.commit("digits")
@@ -606,6 +618,7 @@ def test_diff_of_two_data_sets_has_the_classes_and_channels_of_each(browser: Bro
             assert color == colors[channel]
 
 
+@pytest.mark.slow
 def test_diff_with_a_commit_without_plots_names_the_revision_that_has_them(browser: Browser, made_up: Clone) -> None:
     plots = (made_up.path / "dvc.yaml").read_text()
     (made_up.path / "dvc.yaml").write_text("{}\n")
@@ -627,6 +640,7 @@ def test_diff_with_a_commit_without_plots_names_the_revision_that_has_them(brows
         assert page.locator("img").first.get_attribute("alt") == "metrics/plots/samples.png, HEAD"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("template", ["linear", "simple", "scatter", "confusion"])
 def test_page_draws_charts_of_dvcs_own_templates(browser: Browser, made_up: Clone, template: str) -> None:
     """Older commits, and a user's own plots, name them."""
@@ -647,6 +661,7 @@ def test_page_draws_charts_of_dvcs_own_templates(browser: Browser, made_up: Clon
         assert box["width"] > 300
 
 
+@pytest.mark.slow
 def test_page_shows_a_picture_asked_for_by_name_once(browser: Browser, made_up: Clone) -> None:
     make_up(made_up)
     made_up.dvc("plots", "show", "metrics/plots/samples.png")
@@ -655,6 +670,7 @@ def test_page_shows_a_picture_asked_for_by_name_once(browser: Browser, made_up: 
         assert page.locator("h2").all_inner_texts() == ["Images"]
 
 
+@pytest.mark.slow
 def test_page_in_print_is_not_cut_off(browser: Browser, either: Path, tmp_path: Path) -> None:
     with drawn(browser, either) as page:
         content = page.pdf(
@@ -692,6 +708,7 @@ def test_page_in_print_is_not_cut_off(browser: Browser, either: Path, tmp_path: 
             assert outside == [], chart
 
 
+@pytest.mark.slow
 def test_page_at_another_width_fits_charts_and_keeps_what_is_selected(browser: Browser, shown: Path) -> None:
     with drawn(browser, shown, width=1600) as page:
         page.locator("#Loss_by_epoch g.role-legend-symbol path").nth(1).click()
@@ -705,6 +722,7 @@ def test_page_at_another_width_fits_charts_and_keeps_what_is_selected(browser: B
         wait_for_lines(page, "Loss_by_epoch", 8)
 
 
+@pytest.mark.slow
 def test_page_without_the_script_takes_it_from_the_web(browser: Browser, shown: Path, tmp_path: Path) -> None:
     """What the web has under the three addresses is stood in for by the script itself and two empty ones."""
     alone = tmp_path / "somewhere/plots"

@@ -70,6 +70,7 @@ def test_sweep_gives_the_bytes_of_a_sequential_run(untrained: Clone, tmp_path: P
         assert_nothing_left(swept)
 
 
+@pytest.mark.slow
 def test_sweep_trains_only_what_is_missing(clone: Clone) -> None:
     clone.change(study__dropouts=[0.0, 0.3, 0.5])
 
@@ -81,6 +82,7 @@ def test_sweep_trains_only_what_is_missing(clone: Clone) -> None:
     assert clone.dvc("status") == "Data and pipelines are up to date.\n"
 
 
+@pytest.mark.slow
 def test_sweep_of_a_complete_study_trains_nothing(clone: Clone) -> None:
     printed = clone.run("dropout-study", "sweep").stdout
 
@@ -88,6 +90,7 @@ def test_sweep_of_a_complete_study_trains_nothing(clone: Clone) -> None:
     assert "started" not in printed
 
 
+@pytest.mark.slow
 def test_dry_run_without_data_names_every_variant_and_makes_none(swept: Clone) -> None:
     shutil.rmtree(swept.path / "data/normalized")
     (swept.path / "dvc.lock").unlink()
@@ -98,6 +101,7 @@ def test_dry_run_without_data_names_every_variant_and_makes_none(swept: Clone) -
     assert not (swept.path / "data/normalized").exists()
 
 
+@pytest.mark.slow
 def test_dry_run_names_what_would_be_trained_and_trains_nothing(swept: Clone) -> None:
     report = TrainingReport("sgd-0.0-0", images=180, epochs=2, path=swept.path / "logs/sgd-0.0-0.jsonl")
     report.finished({"epoch": 2}, [60.0, 60.0], diverged=False)
@@ -109,6 +113,7 @@ def test_dry_run_names_what_would_be_trained_and_trains_nothing(swept: Clone) ->
     assert started(swept) == []
 
 
+@pytest.mark.slow
 def test_failed_variant_stops_new_ones_and_keeps_what_is_trained(swept: Clone) -> None:
     (gates(swept) / "hold-sgd-0.5-0").touch()
     (gates(swept) / "fail-sgd-0.0-0").touch()
@@ -128,6 +133,7 @@ def test_failed_variant_stops_new_ones_and_keeps_what_is_trained(swept: Clone) -
     assert_nothing_left(swept)
 
 
+@pytest.mark.slow
 def test_keep_going_trains_the_others(swept: Clone) -> None:
     (gates(swept) / "fail-sgd-0.0-0").touch()
 
@@ -140,6 +146,7 @@ def test_keep_going_trains_the_others(swept: Clone) -> None:
     assert sorted(started(swept)) == sorted([*KEYS, "sgd-0.0-0"])
 
 
+@pytest.mark.slow
 def test_fail_fast_ends_what_runs(swept: Clone) -> None:
     (gates(swept) / "hold-sgd-0.5-0").touch()
     (gates(swept) / "fail-sgd-0.0-0").touch()
@@ -151,6 +158,7 @@ def test_fail_fast_ends_what_runs(swept: Clone) -> None:
     assert_nothing_left(swept)
 
 
+@pytest.mark.slow
 def test_interrupt_of_the_terminal_while_clones_are_made_ends_without_a_traceback(swept: Clone) -> None:
     """Ctrl-C reaches every process of the group: the DVC and Git that make clones, too."""
     for key in KEYS:
@@ -184,6 +192,7 @@ def test_interrupt_keeps_what_is_trained_and_the_next_sweep_trains_the_rest(swep
     assert "3 of 4 variants to train" in swept.run("dropout-study", "sweep").stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupt_of_evaluate_ends_when_dvc_and_its_stage_have_ended(clone: Clone, number: int) -> None:
     evaluate = clone.path / "stages/evaluate.py"
@@ -219,6 +228,7 @@ def test_killed_driver_leaves_nothing_running_and_nothing_is_lost(swept: Clone) 
     assert_nothing_left(swept)
 
 
+@pytest.mark.slow
 def test_sweep_started_again_at_once_after_its_driver_was_killed_trains_the_rest(swept: Clone) -> None:
     """While the keepers of the first still end its trainings."""
     (gates(swept) / "hold-sgd-0.0-0").touch()
@@ -236,6 +246,7 @@ def test_sweep_started_again_at_once_after_its_driver_was_killed_trains_the_rest
     assert_nothing_left(swept)
 
 
+@pytest.mark.slow
 def test_sweep_replaces_a_stale_output_that_is_in_the_way(swept: Clone) -> None:
     stale = swept.path / "metrics/history/sgd-0.0-0.csv"
     stale.parent.mkdir(parents=True, exist_ok=True)
@@ -247,6 +258,7 @@ def test_sweep_replaces_a_stale_output_that_is_in_the_way(swept: Clone) -> None:
     assert swept.dvc("status") == "Data and pipelines are up to date.\n"
 
 
+@pytest.mark.slow
 def test_training_whose_dvc_is_killed_ends_and_is_tried_again(swept: Clone) -> None:
     (gates(swept) / "hold-sgd-0.0-0").touch()
     sweep = sweeping(swept, "--workers", "1")
@@ -280,6 +292,7 @@ def test_killed_training_is_tried_again(swept: Clone) -> None:
     assert started(swept).count("sgd-0.0-0") == 2
 
 
+@pytest.mark.slow
 def test_second_sweep_in_a_project_is_refused_and_status_shows_the_first(swept: Clone) -> None:
     for key in KEYS:
         (gates(swept) / f"hold-{key}").touch()
@@ -302,6 +315,7 @@ def test_second_sweep_in_a_project_is_refused_and_status_shows_the_first(swept: 
     assert after == "4 of 4 variants are trained; nothing runs\n"
 
 
+@pytest.mark.slow
 def test_status_of_dvc_repro_names_the_variant_that_runs(swept: Clone) -> None:
     key = "sgd-0.5-0"
     swept.repro("--single-item", "train@sgd-0.0-0", "train@adadelta-0.0-0")
@@ -318,6 +332,7 @@ def test_status_of_dvc_repro_names_the_variant_that_runs(swept: Clone) -> None:
     assert printed == f"1 of 4 variants are trained\n{key}  epoch 3/9  validation accuracy 62.50%  360 images/s\n"
 
 
+@pytest.mark.slow
 def test_status_of_a_training_that_has_just_been_started_again_names_it(swept: Clone) -> None:
     key = "sgd-0.5-0"
     report = TrainingReport(key, images=180, epochs=9, path=swept.path / f"logs/{key}.jsonl")
@@ -331,6 +346,7 @@ def test_status_of_a_training_that_has_just_been_started_again_names_it(swept: C
     assert printed == f"0 of 4 variants are trained\n{key}  no epoch finished yet\n"
 
 
+@pytest.mark.slow
 def test_status_does_not_count_a_variant_whose_outputs_are_those_of_another_run(swept: Clone) -> None:
     swept.repro("--single-item", "train@sgd-0.0-0", "train@sgd-0.5-0")
     history = swept.path / "metrics/history/sgd-0.0-0.csv"
@@ -343,6 +359,7 @@ def test_status_does_not_count_a_variant_whose_outputs_are_those_of_another_run(
     assert printed == "1 of 4 variants are trained; nothing runs\n"
 
 
+@pytest.mark.slow
 def test_settings_that_change_during_a_sweep_keep_results_out_of_the_lock(swept: Clone) -> None:
     (gates(swept) / "hold-sgd-0.0-0").touch()
     sweep = sweeping(swept)
@@ -357,6 +374,7 @@ def test_settings_that_change_during_a_sweep_keep_results_out_of_the_lock(swept:
     assert "train@sgd" not in (swept.path / "dvc.lock").read_text()
 
 
+@pytest.mark.slow
 def test_threads_that_contradict_the_settings_are_refused(swept: Clone) -> None:
     done = swept.run("dropout-study", "sweep", "--threads-per-worker", "2", check=False)
 
@@ -364,6 +382,7 @@ def test_threads_that_contradict_the_settings_are_refused(swept: Clone) -> None:
     assert "--threads-per-worker 2: params.yaml fixes train.threads = 1" in done.stderr
 
 
+@pytest.mark.slow
 def test_one_core_per_worker_if_the_settings_leave_threads_open(swept: Clone) -> None:
     swept.change(train__threads=0)
     for key in KEYS[:2]:
@@ -381,6 +400,7 @@ def test_one_core_per_worker_if_the_settings_leave_threads_open(swept: Clone) ->
         assert shares[0] != shares[1]
 
 
+@pytest.mark.slow
 def test_published_status_is_json(swept: Clone) -> None:
     swept.run("dropout-study", "sweep")
 
@@ -389,6 +409,7 @@ def test_published_status_is_json(swept: Clone) -> None:
     assert {row["state"] for row in status["rows"].values()} == {"trained"}
 
 
+@pytest.mark.slow
 def test_killed_training_resumes_in_another_clone_with_the_bytes_of_an_uninterrupted_run(tmp_path: Path) -> None:
     """With the real trainer. The driver is killed, its clone is gone, and the next sweep trains in a new one."""
     clone = small_project(tmp_path / "project")
@@ -412,6 +433,7 @@ def test_killed_training_resumes_in_another_clone_with_the_bytes_of_an_uninterru
     assert not list((clone.path / ".checkpoints").glob("adadelta-*"))
 
 
+@pytest.mark.slow
 def test_sweep_in_a_shallow_clone_trains(swept: Clone, tmp_path: Path) -> None:
     shallow = Clone(tmp_path / "shallow")
     swept.run("git", "clone", "--quiet", "--depth", "1", f"file://{swept.path}", str(shallow.path))
@@ -423,6 +445,7 @@ def test_sweep_in_a_shallow_clone_trains(swept: Clone, tmp_path: Path) -> None:
     assert_nothing_left(shallow)
 
 
+@pytest.mark.slow
 def test_snapshot_has_files_that_are_tracked_and_ignored(swept: Clone, monkeypatch: pytest.MonkeyPatch) -> None:
     (swept.path / "kept.log").touch()
     swept.append(".gitignore", "*.log\n")
@@ -435,6 +458,7 @@ def test_snapshot_has_files_that_are_tracked_and_ignored(swept: Clone, monkeypat
     assert "kept.log" in swept.run("git", "ls-tree", "--name-only", commit).stdout.split()
 
 
+@pytest.mark.slow
 def test_sweep_on_a_terminal_shows_what_runs_in_place_and_a_table_at_the_end(swept: Clone) -> None:
     (gates(swept) / "hold-adadelta-0.5-0").touch()
     terminal, end = pty.openpty()

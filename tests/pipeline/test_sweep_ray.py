@@ -12,7 +12,7 @@ import pytest
 from tests.clones import Clone, environment
 from tests.sweeps import KEYS, gates, outputs, processes, share, started, wait_until
 
-pytestmark = pytest.mark.pipeline
+pytestmark = [pytest.mark.pipeline, pytest.mark.slow]
 
 
 @pytest.fixture

@@ -76,6 +76,7 @@ def test_workers_and_collect_give_the_bytes_of_a_sequential_run(sent: Sweep, tmp
     assert not list(sent.scratch.glob("worker-*"))
 
 
+@pytest.mark.slow
 def test_worker_trains_nothing_that_is_pushed(sent: Sweep) -> None:
     elsewhere(sent).run(*sent.command(KEYS[1]))
 
@@ -85,6 +86,7 @@ def test_worker_trains_nothing_that_is_pushed(sent: Sweep) -> None:
     assert started(sent.clone) == [KEYS[1]]
 
 
+@pytest.mark.slow
 def test_worker_that_died_between_its_pushes_is_not_trained_again(sent: Sweep) -> None:
     elsewhere(sent).run(*sent.command(KEYS[0]))
     ref = f"refs/dropout-study/sweeps/{sent.name}/trained/{KEYS[0]}"
@@ -113,6 +115,7 @@ def test_worker_that_is_killed_leaves_nothing_running_and_is_called_again(sent: 
     assert any(ref.endswith(KEYS[0]) for ref in sent.refs())
 
 
+@pytest.mark.slow
 def test_worker_ends_its_training_at_sigterm(sent: Sweep) -> None:
     (gates(sent.clone) / f"hold-{KEYS[0]}").touch()
     worker = subprocess.Popen(
@@ -129,6 +132,7 @@ def test_worker_ends_its_training_at_sigterm(sent: Sweep) -> None:
     assert processes(Clone(sent.scratch)) == []
 
 
+@pytest.mark.slow
 def test_push_that_is_refused_for_a_while_is_tried_again(sent: Sweep) -> None:
     """A hook of the repository refuses the first push, as a busy server may."""
     refused = Path(sent.repository) / "refused"
@@ -141,6 +145,7 @@ def test_push_that_is_refused_for_a_while_is_tried_again(sent: Sweep) -> None:
     assert any(ref.endswith(KEYS[0]) for ref in sent.refs())
 
 
+@pytest.mark.slow
 def test_collect_takes_in_what_is_there_and_says_what_is_missing(sent: Sweep) -> None:
     elsewhere(sent).run(*sent.command(KEYS[2]))
 
@@ -153,6 +158,7 @@ def test_collect_takes_in_what_is_there_and_says_what_is_missing(sent: Sweep) ->
     assert len(sent.refs()) == 2
 
 
+@pytest.mark.slow
 def test_collect_refuses_what_was_trained_by_other_code(sent: Sweep) -> None:
     elsewhere(sent).run(*sent.command(KEYS[0]))
     sent.clone.append("dropout_study/dropout.py")
@@ -164,6 +170,7 @@ def test_collect_refuses_what_was_trained_by_other_code(sent: Sweep) -> None:
     assert f"train@{KEYS[0]}" not in (sent.clone.path / "dvc.lock").read_text()
 
 
+@pytest.mark.slow
 def test_collect_refuses_what_was_trained_with_other_packages(sent: Sweep, tmp_path: Path) -> None:
     elsewhere(sent).run(*sent.command(KEYS[0]), PYTHONPATH=other_h5py(tmp_path))
 
@@ -174,6 +181,7 @@ def test_collect_refuses_what_was_trained_with_other_packages(sent: Sweep, tmp_p
     assert f"train@{KEYS[0]}" not in (sent.clone.path / "dvc.lock").read_text()
 
 
+@pytest.mark.slow
 def test_result_of_other_packages_in_the_remote_is_trained_again(sent: Sweep, tmp_path: Path) -> None:
     """Its entry was refused; DVC's run cache still has it."""
     elsewhere(sent).run(*sent.command(KEYS[0]), PYTHONPATH=other_h5py(tmp_path))
@@ -188,6 +196,7 @@ def test_result_of_other_packages_in_the_remote_is_trained_again(sent: Sweep, tm
     assert json.loads(provenance)["versions"] == project.versions()
 
 
+@pytest.mark.slow
 def test_result_that_cannot_be_pushed_is_kept_until_it_is_pushed(sent: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
     """The repository refuses; then the remote is away; then it has nothing but the data."""
     monkeypatch.chdir(elsewhere(sent).path)
@@ -211,6 +220,7 @@ def test_result_that_cannot_be_pushed_is_kept_until_it_is_pushed(sent: Sweep, mo
     assert not list(sent.scratch.glob("worker-*"))
 
 
+@pytest.mark.slow
 def test_worker_that_is_interrupted_before_its_push_keeps_the_result(sent: Sweep) -> None:
     set_hook(Path(sent.repository), "exit 1\n")
     worker = elsewhere(sent).start(*sent.command(KEYS[0]))
@@ -227,6 +237,7 @@ def test_worker_that_is_interrupted_before_its_push_keeps_the_result(sent: Sweep
     assert not list(sent.scratch.glob("worker-*"))
 
 
+@pytest.mark.slow
 def test_forget_leaves_entries_that_came_after_the_last_collect(sent: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
     for key in KEYS[:2]:
         elsewhere(sent).run(*sent.command(key))
@@ -239,6 +250,7 @@ def test_forget_leaves_entries_that_came_after_the_last_collect(sent: Sweep, mon
     assert "has no such sweep" in late.stderr
 
 
+@pytest.mark.slow
 def test_forget_command_leaves_no_ref_and_another_sweep_finds_what_was_trained(sent: Sweep) -> None:
     elsewhere(sent).run(*sent.command(KEYS[0]))
 
@@ -254,6 +266,7 @@ def test_forget_command_leaves_no_ref_and_another_sweep_finds_what_was_trained(s
     assert started(sent.clone) == [KEYS[0]]
 
 
+@pytest.mark.slow
 def test_collect_brings_the_logs(sent: Sweep) -> None:
     logs = remote.logs(sent.scratch, sent.name)
     logs.mkdir(parents=True)
@@ -271,6 +284,7 @@ def test_collect_brings_the_logs(sent: Sweep) -> None:
     assert here.with_suffix(".jsonl").read_text().count('{"epoch": 1}\n') == 1
 
 
+@pytest.mark.slow
 def test_collect_without_a_lock_file_says_so(sent: Sweep) -> None:
     elsewhere(sent).run(*sent.command(KEYS[0]))
     (sent.clone.path / "dvc.lock").unlink()
@@ -282,6 +296,7 @@ def test_collect_without_a_lock_file_says_so(sent: Sweep) -> None:
     assert len(sent.refs()) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -299,6 +314,7 @@ def test_worker_refuses_variants_that_the_sweep_does_not_have(sent: Sweep, argum
     assert started(sent.clone) == []
 
 
+@pytest.mark.slow
 def test_unknown_sweep_is_refused(sent: Sweep) -> None:
     done = sent.clone.run("dropout-study", "sweep", "collect", sent.repository, "20260101-abcdef", check=False)
 
@@ -307,6 +323,7 @@ def test_unknown_sweep_is_refused(sent: Sweep) -> None:
     assert "has no such sweep" in done.stderr
 
 
+@pytest.mark.slow
 def test_options_of_the_local_sweep_are_refused_by_the_others(swept: Clone) -> None:
     done = swept.run("dropout-study", "sweep", "--workers", "3", "send", "somewhere", check=False)
 
@@ -314,6 +331,7 @@ def test_options_of_the_local_sweep_are_refused_by_the_others(swept: Clone) -> N
     assert "--workers is not for send" in done.stderr
 
 
+@pytest.mark.slow
 def test_slurm_script_of_the_document_trains_every_variant(sent: Sweep, tmp_path: Path) -> None:
     """With an `sbatch` that runs the array here, one job after the other, and an `srun` that runs its command."""
     document = (PROJECT / "docs/cluster.md").read_text()

@@ -18,7 +18,7 @@ from tests.datasets.test_cifar10 import content, write_archive
 from tests.needs import possible
 from tests.sweeps import gates, outputs, started, wait_until
 
-pytestmark = pytest.mark.pipeline
+pytestmark = [pytest.mark.pipeline, pytest.mark.slow]
 
 DOCUMENT = (PROJECT / "docs/troubleshooting.md").read_text()
 UP_TO_DATE = "Data and pipelines are up to date."

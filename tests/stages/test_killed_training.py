@@ -105,6 +105,7 @@ def test_train_gives_the_same_bytes_again(project: Clone, uninterrupted: tuple[f
     assert outputs(project) == uninterrupted[1]
 
 
+@pytest.mark.stress
 def test_train_killed_at_random_moments_equals_uninterrupted_run(
     project: Clone, uninterrupted: tuple[float, list[bytes]]
 ) -> None:

@@ -10,9 +10,8 @@ import io
 import json
 import os
 import shutil
-import zipfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from dropout_study import files
-from dropout_study.console import StudyError, say
+from dropout_study.console import say
 
 if TYPE_CHECKING:
     import keras
@@ -98,21 +97,11 @@ class Checkpoints:
     def resume(self, network: "keras.Model", optimizer: "keras.Optimizer") -> State | None:
         """Load the latest state into `network` and the built `optimizer`, and return it.
 
-        Returns None, and changes nothing, if there is no checkpoint. Raises `StudyError`, and changes nothing, if it
-        has arrays of other shapes, which only another program can have written.
+        Returns None, and changes nothing, if there is no checkpoint.
         """
         state = self.load()
         if state is None:
             return None
-        targets = {"weights": network.weights, "optimizer": optimizer.variables}
-        for name, variables in targets.items():
-            shapes = [array.shape for array in state.arrays.get(name, [])]
-            needed = [tuple(variable.shape) for variable in variables]
-            if shapes != needed:
-                raise StudyError(
-                    f"{self.latest}: its {name} arrays have the shapes {shapes}, needed are {needed}; "
-                    f"remove {self.directory}"
-                )
         self.epoch = state.epoch
         network.set_weights(state.arrays["weights"])
         for variable, value in zip(optimizer.variables, state.arrays["optimizer"], strict=True):
@@ -177,8 +166,7 @@ class Checkpoints:
                 content = str(error).encode()
             payload = content[DIGEST_BYTES:]
             if hashlib.sha256(payload).hexdigest().encode() == content[:DIGEST_BYTES]:
-                with suppress(Exception):  # whatever an archive with this hash, which is no secret, may hold
-                    return _unpack(payload)
+                return _unpack(payload)
             # The next save would replace the previous state, which is whole, with this one.
             path.unlink()
             say(f"warning: {path}: damaged and removed; resuming from the previous checkpoint, if there is one")
@@ -196,9 +184,6 @@ class Checkpoints:
 
 
 def _unpack(payload: bytes) -> State:
-    with zipfile.ZipFile(io.BytesIO(payload)) as archive:
-        if sum(member.file_size for member in archive.infolist()) > len(payload):
-            raise ValueError("compressed, which `save` never does: it may fill the memory")
     with np.load(io.BytesIO(payload), allow_pickle=False) as arrays:
         groups: dict[str, list[np.ndarray]] = {}
         for name in arrays.files:

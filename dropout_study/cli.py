@@ -364,7 +364,7 @@ def status() -> None:
 def predict(images: tuple[Path, ...], model_file: Path, as_json: bool) -> None:
     """Classify images with the best model.
 
-    IMAGES are files, or directories of them: BMP, GIF, JPEG, PNG, PPM, TIFF and WebP, of up to 51 million pixels.
+    IMAGES are files, or directories of them: BMP, GIF, JPEG, PNG, PPM, TIFF and WebP.
     Prints the three most probable classes of each. The middle of an image is cut out in the shape that the model takes,
     and scaled; transparent parts are laid on white.
 
@@ -375,9 +375,7 @@ def predict(images: tuple[Path, ...], model_file: Path, as_json: bool) -> None:
     from dropout_study.images import find_images
 
     model = prediction.load_model(model_file)
-    paths, passed_over = find_images(images)
-    if passed_over:
-        click.echo(f"other files in the directories, passed over: {passed_over}", err=True)
+    paths = find_images(images)
     names = [printable(path) for path in paths]
     classes = {name: printable(name) for name in model.classes}
     name_width, class_width = max(map(len, names)), max(map(len, classes.values()))

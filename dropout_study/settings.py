@@ -6,7 +6,6 @@ for eight and the second of two equal keys without a word, where DVC takes a num
 
 import difflib
 import math
-import reprlib
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
@@ -14,7 +13,6 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, field_validator
 from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
-from ruamel.yaml.events import AliasEvent
 
 from dropout_study import files
 from dropout_study.architecture import is_pooled
@@ -58,7 +56,6 @@ def _url(value: Any) -> str:
     return value
 
 
-MAX_ALIASES = 20  # in the file; a mapping that is merged several times, and the result again, soon fills the memory
 LONGEST_SHOWN = 60  # characters of a value or a key in an error
 
 Item = TypeVar("Item")
@@ -212,8 +209,7 @@ def load_settings(path: Path = files.SETTINGS, *, published: bool = False) -> Se
     """
     try:
         text = path.read_text(encoding="utf-8")
-        aliases = sum(isinstance(event, AliasEvent) for event in YAML(typ="safe").parse(text))
-        raw = YAML(typ="safe").load(text) if aliases <= MAX_ALIASES else None
+        raw = YAML(typ="safe").load(text)
     except FileNotFoundError:
         raise StudyError(
             f"{path}: there is no such file; copy one from presets/, for example presets/quick.yaml"
@@ -223,8 +219,6 @@ def load_settings(path: Path = files.SETTINGS, *, published: bool = False) -> Se
     except Exception as error:  # the parser raises whatever it meets in a tag without its value, or in deep nesting
         why = "\n".join(map(printable, str(error).splitlines()))
         raise StudyError(f"{path}: not valid YAML: {why or type(error).__name__}") from None
-    if aliases > MAX_ALIASES:
-        raise StudyError(f"{path}: {aliases} aliases (*name), at most {MAX_ALIASES} are allowed; write the values out")
     if not isinstance(raw, dict):
         raise StudyError(f"{path}: expected settings by name, as in presets/quick.yaml, found {_shown(raw)}")
     if published:
@@ -314,12 +308,7 @@ def _explain(details: ErrorDetails) -> str:
 
 
 def _shown(value: Any) -> str:
-    if isinstance(value, str):
-        return _shortened(repr(value))
-    try:
-        return _shortened(reprlib.repr(value))  # anchors make lists of lists that, written out, are larger than memory
-    except ValueError:
-        return "a number of thousands of digits"
+    return _shortened(repr(value))
 
 
 def _shortened(text: str) -> str:

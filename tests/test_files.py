@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from dropout_study import files
+from dropout_study.console import StudyError
 from tests.clones import PROJECT
 
 
@@ -238,3 +239,25 @@ def test_lock_file_is_as_old_as_its_lock(tmp_path: Path) -> None:
         begin = path.stat().st_mtime
 
     assert time.time() - begin < 3600
+
+
+def test_read_array_refuses_pickles_and_files_that_are_cut_off(tmp_path: Path) -> None:
+    np.save(tmp_path / "objects.npy", np.array([{}]), allow_pickle=True)
+    np.save(tmp_path / "cut.npy", np.zeros(1_000))
+    (tmp_path / "cut.npy").write_bytes((tmp_path / "cut.npy").read_bytes()[:-1])
+
+    for name in ("objects.npy", "cut.npy"):
+        with pytest.raises(StudyError, match=rf"{name}: no array of numbers, or cut off .*; `dvc repro` restores it"):
+            files.read_array(tmp_path / name)
+
+
+@pytest.mark.parametrize("needed", [(4, 5), (3,), (3, 5, 1), (None, 6)])
+def test_read_array_names_both_shapes_if_they_differ(tmp_path: Path, needed: tuple[int | None, ...]) -> None:
+    np.save(tmp_path / "array.npy", np.zeros((3, 5)))
+    expected = str(needed).replace("None", "any")
+
+    with pytest.raises(StudyError) as error:
+        files.read_array(tmp_path / "array.npy", needed)
+
+    assert f"array.npy: has shape (3, 5), needed is {expected};" in str(error.value)
+    assert files.read_array(tmp_path / "array.npy", (3, None)).shape == (3, 5)

@@ -1,20 +1,14 @@
 """`dropout-study predict`, and models that it must not trust."""
 
-import io
 import json
-import os
-import subprocess
-import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import h5py
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 from click.testing import CliRunner, Result
 from PIL import Image
 
@@ -23,8 +17,6 @@ from dropout_study.cli import main
 from dropout_study.console import StudyError
 from dropout_study.model_file import save_model
 from dropout_study.network import build_network
-from tests.clones import PROJECT
-from tests.needs import needs
 
 CLASSES = ["frog", "truck", "deer", "bird"]
 SIZE = 16
@@ -109,8 +101,7 @@ def test_predict_reports_a_bad_file_and_classifies_the_others(
     done = run(*options, pictures, pictures / "missing.png")
 
     assert done.exit_code == 1
-    passed_over, first, second = done.stderr.splitlines()
-    assert passed_over == "other files in the directories, passed over: 1"
+    first, second = done.stderr.splitlines()
     assert first.startswith(f"error: {pictures / '1.png'}: not an image")
     assert second == f"error: {pictures / 'missing.png'}: cannot be read: No such file or directory"
     if options:
@@ -134,12 +125,15 @@ def test_predict_prints_names_that_do_nothing_to_a_terminal(
     assert "red\\x1b[31m\\n.png" in done.stdout
 
 
-def test_predict_takes_more_images_than_a_batch_in_order(model_file: Path, pictures: Path) -> None:
+def test_predict_takes_more_images_than_a_batch_in_order(
+    model_file: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = prediction.load_model(model_file)
     paths = [pictures / f"{i % 3}.png" for i in range(7)]
     whole = list(prediction.predict(model, paths))
 
-    batched = list(prediction.predict(model._replace(batch=2), paths))
+    monkeypatch.setattr(prediction, "BATCH", 2)
+    batched = list(prediction.predict(model, paths))
 
     assert [result.path for result in batched] == paths
     for result, expected in zip(batched, whole, strict=True):
@@ -155,16 +149,14 @@ def test_load_model_without_a_file_says_how_to_make_one(tmp_path: Path) -> None:
 
 def test_load_model_refuses_other_and_damaged_files_in_one_line(tmp_path: Path, model_file: Path) -> None:
     (tmp_path / "model.h5").touch()
-    (tmp_path / "directory.keras").mkdir()
+    (tmp_path / "empty.keras").touch()
     (tmp_path / "text.keras").write_text("no model")
     (tmp_path / "cut.keras").write_bytes(model_file.read_bytes()[:-1_000])
-    changed(model_file, tmp_path / "config.keras", config=b"{}")
     expected = {
         "model.h5": "a model is a file with a name that ends in .keras",
-        "directory.keras": "a model is a file with a name that ends in .keras",
-        "text.keras": "cannot be loaded as a Keras model: File is not a zip file",
-        "cut.keras": "cannot be loaded as a Keras model: File is not a zip file",
-        "config.keras": "takes None and gives None; needed is a model that takes images",
+        "empty.keras": "empty, as `evaluate` leaves it if every run diverged",
+        "text.keras": "cannot be loaded as a Keras model: ",
+        "cut.keras": "cannot be loaded as a Keras model: ",
     }
 
     for name, reason in expected.items():
@@ -172,126 +164,6 @@ def test_load_model_refuses_other_and_damaged_files_in_one_line(tmp_path: Path, 
             prediction.load_model(tmp_path / name)
         assert str(caught.value).startswith(f"{tmp_path / name}: {reason}")
         assert "\n" not in str(caught.value)
-
-
-def test_load_model_refuses_what_would_take_too_much_memory(tmp_path: Path, model_file: Path) -> None:
-    padded = b"{" + b" " * prediction.MAX_JSON_BYTES + b"}"
-    bomb = changed(model_file, tmp_path / "bomb.keras", metadata=padded)
-
-    with pytest.raises(StudyError, match="too large when unpacked"):
-        prediction.load_model(bomb)
-
-
-def sketched(path: Path, build: Callable[[Any], Any], shape: tuple[int, ...] = (8, 8, 3)) -> Path:
-    """Write a model file of a configuration alone, so that a giant costs nothing: `build` makes outputs of inputs."""
-    with tf.Graph().as_default(), keras.StatelessScope(initialize_variables=False):
-        inputs = keras.Input(shape)
-        config = keras.saving.serialize_keras_object(keras.Model(inputs, build(inputs)))
-    keras.utils.clear_session()
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("config.json", json.dumps(config))
-        archive.writestr("metadata.json", "{}")
-        archive.writestr("model.weights.h5", b"")
-    return path
-
-
-def pooled(x: Any) -> Any:
-    return keras.layers.Dense(2, "softmax")(keras.layers.GlobalAveragePooling2D()(x))
-
-
-def grown_thrice(x: Any) -> Any:
-    enlarge = keras.layers.UpSampling2D(30)
-    return pooled(enlarge(enlarge(enlarge(x))))
-
-
-def grown_and_kept(x: Any) -> Any:
-    x = keras.layers.UpSampling2D(500)(x)
-    for _ in range(12):
-        x = keras.layers.Activation("relu")(x)
-    return pooled(x)
-
-
-def grown_inside(x: Any) -> Any:
-    inputs = keras.Input((8, 8, 3))
-    return keras.Model(inputs, pooled(keras.layers.ZeroPadding2D(50_000)(inputs)))(x)
-
-
-GIANTS: dict[str, tuple[Callable[[Any], Any], str]] = {
-    "dense": (lambda x: pooled(keras.layers.Dense(10**9)(x)), "too large: it has"),
-    "convolution": (lambda x: pooled(keras.layers.Conv2D(10**8, 3)(x)), "too large: it has"),
-    "recurrent": (
-        lambda x: keras.layers.Dense(2)(keras.layers.LSTM(10**6)(keras.layers.Reshape((64, 3))(x))),
-        "too large: it has",
-    ),
-    "activations": (lambda x: pooled(keras.layers.UpSampling2D(50_000)(x)), "too large: it has"),
-    "a layer that is called three times": (grown_thrice, "too large: it has"),
-    "the outputs of many layers": (grown_and_kept, "too large: it has"),
-    "a model in the model": (grown_inside, "too large: it has"),
-    "images": (pooled, "takes (None, 99999, 99999, 3)"),
-}
-LOAD_IN_LITTLE_MEMORY = """
-import sys
-from pathlib import Path
-from dropout_study.console import StudyError
-from dropout_study.prediction import load_model
-from tests.memory import peak
-load_model(Path(sys.argv[1]))
-before = peak()
-for path in sys.argv[2:]:
-    try:
-        load_model(Path(path))
-        print("loaded")
-    except StudyError as error:
-        print(str(error).partition(".keras: ")[2])
-print((peak() - before) // 1_000_000)
-"""
-
-
-@needs(sys.platform == "linux", "only Linux says how much memory a process has had")
-def test_load_model_refuses_a_giant_before_it_takes_memory(tmp_path: Path, model_file: Path) -> None:
-    paths = [
-        sketched(tmp_path / f"{i}.keras", build, (99_999, 99_999, 3) if name == "images" else (8, 8, 3))
-        for i, (name, (build, _)) in enumerate(GIANTS.items())
-    ]
-
-    done = subprocess.run(
-        [sys.executable, "-c", LOAD_IN_LITTLE_MEMORY, str(model_file), *map(str, paths)],
-        env=os.environ | {"PYTHONPATH": str(PROJECT)},
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-
-    *refusals, megabytes = done.stdout.splitlines()
-    for refusal, (name, (_, reason)) in zip(refusals, GIANTS.items(), strict=True):
-        assert refusal.startswith(reason), name
-    assert int(megabytes) < 100
-
-
-def test_load_model_takes_fewer_images_at_once_if_its_tensors_are_larger_or_more(
-    tmp_path: Path, model_file: Path
-) -> None:
-    wide = [keras.layers.UpSampling2D(128), keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(2, "softmax")]
-
-    deep = [keras.layers.UpSampling2D(16), *(keras.layers.Activation("relu") for _ in range(200)), *wide[1:]]
-    paths = [model_file, saved(tmp_path / "wide.keras", *wide), saved(tmp_path / "deep.keras", *deep)]
-
-    batches = [prediction.load_model(path).batch for path in paths]
-
-    assert batches[:2] == [prediction.MAX_BATCH, prediction.BATCH_VALUES // (1024 * 1024 * 3)]
-    assert 0 < batches[2] <= prediction.MAX_TENSORS // (201 * 128 * 128 * 3)
-
-
-def test_load_model_refuses_weights_that_are_larger_than_their_file(tmp_path: Path) -> None:
-    model = saved(tmp_path / "model.keras", keras.layers.Flatten(), keras.layers.Dense(3, "softmax"))
-    weights = io.BytesIO(zipfile.ZipFile(model).read("model.weights.h5"))
-    with h5py.File(weights, "r+") as file:
-        del file["layers/dense/vars/0"]
-        file.create_dataset("layers/dense/vars/0", (2 * 10**9,), "f4", chunks=(10**6,), compression="gzip")
-    bomb = changed(model, tmp_path / "bomb.keras", **{"model.weights.h5": weights.getvalue()})
-
-    with pytest.raises(StudyError, match=r"declares 7\.45 GB but only 0\.00 B are stored"):
-        prediction.load_model(bomb)
 
 
 def test_load_model_runs_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -306,14 +178,6 @@ def test_load_model_runs_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert not Path("PWNED").exists()
     keras.models.load_model(evil, safe_mode=False)
     assert Path("PWNED").exists()
-
-
-@pytest.mark.parametrize("classes", [["a"], [1, 2, 3, 4], "abcd", None, {"a": 0}])
-def test_load_model_refuses_class_names_that_do_not_fit(tmp_path: Path, model_file: Path, classes: object) -> None:
-    model = changed(model_file, tmp_path / "model.keras", metadata=json.dumps({"classes": classes}).encode())
-
-    with pytest.raises(StudyError, match=r"`classes` in its metadata.json must be a list of 4 names, or absent"):
-        prediction.load_model(model)
 
 
 def saved(path: Path, *layers: Any, shape: tuple[int, ...] = (8, 8, 3)) -> Path:

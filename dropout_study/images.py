@@ -1,5 +1,6 @@
 """Image files as pixels for a model."""
 
+import warnings
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -37,7 +38,7 @@ def read_image(path: Path, size: tuple[int, int]) -> np.ndarray:
     if path.is_dir():
         raise StudyError(f"a directory without images ({' '.join(sorted(SUFFIXES))})")
     try:
-        with Image.open(path, formats=FORMATS) as original:
+        with warnings.catch_warnings(action="ignore"), Image.open(path, formats=FORMATS) as original:
             original.load()
             with suppress(Exception):  # EXIF data are often broken in images that are not
                 ImageOps.exif_transpose(original, in_place=True)

@@ -22,7 +22,7 @@ figures: .venv/installed ## Draw the pictures again, the README's among them, fr
 
 .PHONY: results-page
 results-page: .venv/installed ## Write docs/results.md, and the README's results, from results/
-	python -m dropout_study.results_page
+	python -m dropout_study.published.page
 
 .PHONY: test
 test: .venv/installed-test ## Run the test suite, on all cores

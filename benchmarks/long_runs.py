@@ -18,7 +18,7 @@ from ruamel.yaml import YAML
 
 from dropout_study import files
 from dropout_study.commands import DVC, environment
-from dropout_study.publication import DIRECTORY
+from dropout_study.published.publication import DIRECTORY
 from dropout_study.results import read_results
 
 HALF: dict[str, Any] = {"precision": "bfloat16"}

@@ -155,7 +155,7 @@ def publish(name: str) -> None:
     published there stay, or are replaced by the same run. Refuses results that are not up to date, and runs whose
     settings, other than rates, seeds and optimizers, are not those of the published ones.
     """
-    from dropout_study.publication import publish
+    from dropout_study.published.publication import publish
 
     os.chdir(find_project())
     click.echo(f"published: {publish(name)}/; `git add` it, and `make results-page` writes docs/results.md again")

@@ -1,6 +1,6 @@
 """docs/results.md: what the published studies say about the article's claims. `make results-page` writes it.
 
-results/page.md.jinja has the words; every number and every judgement in it comes from the tables beside it.
+page.md.jinja has the words; every number and every judgement in it comes from the tables beside it.
 """
 
 import re
@@ -12,15 +12,16 @@ from typing import Any
 
 import jinja2
 
-from dropout_study import claims, console, files, report, results_tables
-from dropout_study.publication import DIRECTORY, PICTURES, Published, read_published, renew
+from dropout_study import console, files, report
+from dropout_study.published import claims, tables
+from dropout_study.published.publication import DIRECTORY, PICTURES, Published, read_published, renew
 from dropout_study.results import finished
 from dropout_study.settings import load_settings
 
 PAGE = Path("docs/results.md")
 README = Path("README.md")
 BEGIN, END = "<!-- results -->", "<!-- /results -->"  # around the headline
-TEMPLATE = DIRECTORY / "page.md.jinja"
+TEMPLATE = Path(__file__).with_name("page.md.jinja")
 AUTHOR = DIRECTORY / "article-adadelta.csv"  # what the article's notebook printed
 CLIPPED_LOSS = DIRECTORY / "clipped-loss.csv"  # one epoch by the loss of Keras 2 and by that from logits
 PRESET = Path("presets/cifar10-small.yaml")  # of the main study
@@ -44,7 +45,7 @@ ARCHIVES = {
 }
 
 
-def claim_rows(study: Published | None) -> list[results_tables.Row]:
+def claim_rows(study: Published | None) -> list[tables.Row]:
     """Return the article's claims, numbered, with the verdict on each and the reason."""
     return [
         (i, claim, f"**{verdict}**", reason) for i, (claim, (verdict, reason)) in enumerate(claims.judgements(study), 1)
@@ -76,7 +77,7 @@ def context(published: Mapping[str, Published], author: Sequence[Mapping[str, st
         "facts": facts,
         "claims": claims,
         "report": report,
-        "tables": results_tables,
+        "tables": tables,
     }
 
 
@@ -160,7 +161,7 @@ def headline(main: Published, longer: Published | None, planned: int) -> str:
     """
     running = f" The study still runs: {len(main.results)} of {planned} runs are in." * (len(main.results) < planned)
     best = claims.best_by_all(main.verdict, main.settings.train.epochs)
-    by_loss, more_epochs = claims.article_by_loss(main.verdict), results_tables.with_more_epochs(main, longer)
+    by_loss, more_epochs = claims.article_by_loss(main.verdict), tables.with_more_epochs(main, longer)
     paragraphs = (
         f"{best} Is {claims.ARTICLE_RATE} the best? {claims.answer_to_article(main.verdict)} "
         f"{' '.join(filter(None, (by_loss, more_epochs)))}{running}",

@@ -5,9 +5,9 @@ import re
 
 import pytest
 
-from dropout_study import results_tables
-from dropout_study.publication import Published
-from tests.test_claims import CLEAR, NEAR, WORSE, published, runs
+from dropout_study.published import tables
+from dropout_study.published.publication import Published
+from tests.published.test_claims import CLEAR, NEAR, WORSE, published, runs
 
 
 def change_epoch(study: Published, variant: str, epoch: int, **figures: float) -> None:
@@ -18,13 +18,13 @@ def change_epoch(study: Published, variant: str, epoch: int, **figures: float) -
 
 def test_still_rising_compares_the_articles_rate_with_the_leader() -> None:
     main = published("cifar10-small", runs("adadelta", {0.0: CLEAR, 0.5: WORSE}))
-    alike = results_tables.still_rising(main)
+    alike = tables.still_rising(main)
     for run in main.results:
         if run.dropout == 0.0:
             change_epoch(main, run.variant, 12, validation_accuracy=0.40)
 
     assert alike == ""
-    assert results_tables.still_rising(main) == (
+    assert tables.still_rising(main) == (
         "More epochs might change this: in the last 3 of 12, validation accuracy at 0.5 still rose by 15.0 points with "
         "adadelta (at 0.0, which leads: −5.0)."
     )
@@ -37,15 +37,15 @@ def test_lowest_losses_names_the_rate_with_the_lowest_loss_of_all_epochs() -> No
         if (run.optimizer, run.dropout) == ("adadelta", 0.5):
             change_epoch(main, run.variant, 3, validation_loss=0.125)
 
-    assert results_tables.lowest_losses(main) == "with adadelta, 0.5 (0.125) and with sgd, 0.0 (0.167)"
+    assert tables.lowest_losses(main) == "with adadelta, 0.5 (0.125) and with sgd, 0.0 (0.167)"
 
 
 def test_with_more_epochs_says_what_the_longer_study_says_once_there_is_one() -> None:
     main = published("cifar10-small", runs("adadelta", {0.0: CLEAR, 0.3: CLEAR, 0.5: WORSE}))
     longer = published("cifar10-longer", runs("adadelta", {0.0: WORSE, 0.5: CLEAR}), "cifar10-longer")
 
-    assert results_tables.with_more_epochs(main, None) == results_tables.still_rising(main)
-    assert results_tables.with_more_epochs(main, longer) == (
+    assert tables.with_more_epochs(main, None) == tables.still_rising(main)
+    assert tables.with_more_epochs(main, longer) == (
         "After 24 epochs (6 more runs, at 0.0, 0.3 and 0.5 only): with adadelta, 0.5 has the highest accuracy and 0.5 "
         "has the lowest loss."
     )
@@ -55,7 +55,7 @@ def test_longer_rows_have_each_rate_of_the_longer_study_with_fewer_and_more_epoc
     main = published("cifar10-small", runs("adadelta", {0.0: CLEAR, 0.1: CLEAR, 0.3: [math.nan], 0.5: WORSE}))
     longer = published("cifar10-longer", runs("adadelta", {0.0: CLEAR, 0.3: NEAR, 0.5: NEAR}), "cifar10-longer")
 
-    rows = results_tables.longer_rows(main, longer)
+    rows = tables.longer_rows(main, longer)
 
     assert [row[:3] for row in rows] == [("adadelta", rate, epochs) for rate in (0.0, 0.3, 0.5) for epochs in (12, 24)]
     assert rows[2][3:] == ("–", "–", "–", "–", "–")
@@ -75,14 +75,14 @@ def test_longer_rows_have_each_rate_of_the_longer_study_with_fewer_and_more_epoc
 def test_gain_seen_asks_whether_no_dropout_is_worse(without: list[float], seen: str) -> None:
     study = published("cifar10-small", runs("adadelta", {0.0: without, 0.3: NEAR}))
 
-    assert results_tables.gain_seen([study], "accuracy").startswith(seen)
+    assert tables.gain_seen([study], "accuracy").startswith(seen)
 
 
 def test_gain_seen_names_the_studies_in_which_no_dropout_is_worse_if_there_are_others() -> None:
     main = published("cifar10-small", runs("adadelta", {0.0: CLEAR, 0.3: NEAR}))
     longer = published("cifar10-longer", runs("adadelta", {0.0: WORSE, 0.3: NEAR}), "cifar10-longer")
 
-    observed = results_tables.gain_seen([main, longer], "accuracy")
+    observed = tables.gain_seen([main, longer], "accuracy")
 
     assert re.fullmatch(
         r"By accuracy, a gain is seen only with adadelta, 9,000 images and 24 epochs, where 0\.0 is 19\.9 ± \S+ points "
@@ -103,7 +103,7 @@ def test_start_rows_have_a_row_per_rate_activation_and_loss() -> None:
         )
     ]
 
-    assert results_tables.start_rows(runs) == [
+    assert tables.start_rows(runs) == [
         ("0.9", "linear", "clipped", 2, "14.45 (14.40–14.50)", "10.5 (10.0–11.0) %", "10.0 (10.0–10.0) %"),
         ("0.9", "linear", "logits", 1, "2.50", "20.0 %", "15.0 %"),
     ]

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from dropout_study import calibration, claims, results_page
-from dropout_study.publication import Published
+from dropout_study import calibration
+from dropout_study.published import claims, page
+from dropout_study.published.publication import Published
 from dropout_study.results import History, Result, finished
 from dropout_study.settings import load_settings
 from tests.clones import PROJECT
@@ -47,7 +48,7 @@ def published(name: str, rows: list[Result], preset: str = "cifar10-small", epoc
     train = settings.train.model_copy(update={"epochs": epochs or settings.train.epochs})
     study = settings.study.model_copy(update={"optimizers": [*dict.fromkeys(row.optimizer for row in rows)]})
     provenance: dict[str, Any] = {
-        "archive": next(iter(results_page.ARCHIVES)),
+        "archive": next(iter(page.ARCHIVES)),
         "variants": {
             row.variant: {
                 "commit": "0123456789abcdef",

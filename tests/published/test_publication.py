@@ -10,7 +10,7 @@ import pytest
 from scipy.special import log_softmax
 
 from dropout_study.console import TrainingReport
-from dropout_study.publication import CONTENT, SCORES, read_published, read_scores, write_scores
+from dropout_study.published.publication import CONTENT, SCORES, read_published, read_scores, write_scores
 from dropout_study.results import image_scores
 from dropout_study.settings import load_settings
 from tests.clones import Clone

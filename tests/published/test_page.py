@@ -12,15 +12,16 @@ import pytest
 from PIL import Image
 from ruamel.yaml import YAML
 
-from dropout_study import calibration, files, report, results_page, statistics
-from dropout_study.publication import CONTENT, DIRECTORY, PICTURES, SCORES, Published, read_published, renew
+from dropout_study import calibration, files, report, statistics
+from dropout_study.published import page
+from dropout_study.published.publication import CONTENT, DIRECTORY, PICTURES, SCORES, Published, read_published, renew
 from dropout_study.results import QUANTITIES, by_rate, finished
 from dropout_study.settings import BEFORE, load_settings
 from tests.clones import PROJECT
-from tests.test_claims import CLEAR, NEAR, WORSE, published, runs
+from tests.published.test_claims import CLEAR, NEAR, WORSE, published, runs
 
-AUTHOR = files.read_csv(PROJECT / results_page.AUTHOR)
-TEMPLATE = (PROJECT / results_page.TEMPLATE).read_text()
+AUTHOR = files.read_csv(PROJECT / page.AUTHOR)
+TEMPLATE = page.TEMPLATE.read_text()
 STUDIES = sorted(path.parent.name for path in (PROJECT / DIRECTORY).glob("*/params.yaml"))
 
 
@@ -29,8 +30,8 @@ def test_page_compares_amounts_of_data_only_if_there_are_several() -> None:
     studies = {name: published(name, rows, name) for name in ("cifar10-small", "cifar10-longer")}
     heading = "## How the answer depends on the amount of data"
 
-    text = results_page.page(studies, AUTHOR, 60, TEMPLATE)
-    several = results_page.page(
+    text = page.page(studies, AUTHOR, 60, TEMPLATE)
+    several = page.page(
         studies | {"cifar10-1000": published("cifar10-1000", rows, "cifar10-1000")}, AUTHOR, 60, TEMPLATE
     )
 
@@ -53,7 +54,7 @@ def test_page_of_all_studies_has_every_section_and_their_figures() -> None:
         "article-notebook-25": published("article-notebook-25", zero, "article-notebook", epochs=25),
     }
 
-    text = results_page.page(studies, AUTHOR, 60, TEMPLATE)
+    text = page.page(studies, AUTHOR, 60, TEMPLATE)
 
     headings = re.findall(r"^## (.*)$", text, re.MULTILINE)
     assert len(headings) == 9
@@ -86,7 +87,7 @@ def test_page_of_all_studies_has_every_section_and_their_figures() -> None:
     assert "More epochs might change this" not in text
     assert "[adadelta](../results/cifar10-longer/plots/history-adadelta.png)" in text
     assert "**The study still runs:** 26 of 60 runs are in" in text
-    assert "still runs" not in results_page.page(studies, AUTHOR, 26, TEMPLATE)
+    assert "still runs" not in page.page(studies, AUTHOR, 26, TEMPLATE)
     assert not re.search(r"\n{3,}|\{[{%]|None|nan", text)
 
 
@@ -95,13 +96,13 @@ def test_facts_take_speeds_from_runs_that_did_not_diverge() -> None:
     fast = {"epochs": 12, "seconds": 1.0, "images_per_second": 9999.0}
     study.provenance["variants"]["adadelta-0.8-0"]["training"] = fast
 
-    observed = results_page.facts(study)
+    observed = page.facts(study)
 
     assert "3 min 01 s for 4 trainings, added up; images per second: median 500, 500 to 500" in observed
 
 
 def test_page_without_studies_has_the_authors_figures_only() -> None:
-    text = results_page.page({}, AUTHOR, 60, TEMPLATE)
+    text = page.page({}, AUTHOR, 60, TEMPLATE)
 
     assert re.findall(r"^## (.*)$", text, re.MULTILINE) == [
         "The 10 % at 0.8 and 0.9",
@@ -121,20 +122,20 @@ def test_authors_figures_are_those_in_the_document_about_the_article() -> None:
 def test_committed_page_says_what_the_published_studies_say(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(PROJECT)
 
-    expected = results_page.page(read_published(), AUTHOR, results_page.runs_planned(), TEMPLATE)
+    expected = page.page(read_published(), AUTHOR, page.runs_planned(), TEMPLATE)
 
-    assert (PROJECT / results_page.PAGE).read_text() == expected
+    assert (PROJECT / page.PAGE).read_text() == expected
 
 
 def test_committed_readme_shows_the_main_study() -> None:
-    readme = (PROJECT / results_page.README).read_text()
+    readme = (PROJECT / page.README).read_text()
     studies = read_published(PROJECT / DIRECTORY)
-    main, longer = studies[results_page.MAIN], studies.get(results_page.LONGER)
+    main, longer = studies[page.MAIN], studies.get(page.LONGER)
 
-    shown = readme.partition(results_page.BEGIN)[2].partition(results_page.END)[0]
+    shown = readme.partition(page.BEGIN)[2].partition(page.END)[0]
 
-    assert shown == f"\n{results_page.headline(main, longer, results_page.runs_planned())}\n"
-    assert f"results/{results_page.MAIN}/plots/loss.png" in readme
+    assert shown == f"\n{page.headline(main, longer, page.runs_planned())}\n"
+    assert f"results/{page.MAIN}/plots/loss.png" in readme
 
 
 def pixels(path: Path) -> np.ndarray:
@@ -144,45 +145,45 @@ def pixels(path: Path) -> np.ndarray:
 def test_main_writes_the_page_the_headline_and_the_words_and_pictures_of_studies(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for directory in (DIRECTORY, results_page.PRESET.parent):
+    for directory in (DIRECTORY, page.PRESET.parent):
         shutil.copytree(PROJECT / directory, tmp_path / directory)
     monkeypatch.chdir(tmp_path)
-    verdict = DIRECTORY / results_page.MAIN / files.VERDICT_PAGE.name
+    verdict = DIRECTORY / page.MAIN / files.VERDICT_PAGE.name
     verdict.write_text("old")
     pictures = sorted(path for path in DIRECTORY.glob(f"*/{PICTURES}/*.png") if path.stem != "confusion")
     for path in pictures:
         path.unlink()
-    results_page.README.write_text(f"{results_page.BEGIN}old{results_page.END}\n")
+    page.README.write_text(f"{page.BEGIN}old{page.END}\n")
 
-    results_page.main()
+    page.main()
 
     assert verdict.read_text() == (PROJECT / verdict).read_text()
     assert len(pictures) > 30
     # Another kind of processor may round another way, which nobody sees.
     assert [path for path in pictures if np.abs(pixels(path) - pixels(PROJECT / path)).max() > 8] == []
-    assert results_page.PAGE.read_text() == (PROJECT / results_page.PAGE).read_text()
-    assert results_page.README.read_text().strip() in (PROJECT / results_page.README).read_text()
+    assert page.PAGE.read_text() == (PROJECT / page.PAGE).read_text()
+    assert page.README.read_text().strip() in (PROJECT / page.README).read_text()
 
 
 def test_headline_is_written_between_its_markers_only() -> None:
     main = published("cifar10-small", runs("adadelta", {0.0: WORSE, 0.5: CLEAR}))
-    headline = results_page.headline(main, None, 7)
+    headline = page.headline(main, None, 7)
 
-    text = results_page.with_headline(f"before\n{results_page.BEGIN}\nold\n{results_page.END}\nafter\n", headline)
+    text = page.with_headline(f"before\n{page.BEGIN}\nold\n{page.END}\nafter\n", headline)
 
-    assert text.startswith(f"before\n{results_page.BEGIN}\n**0.5 is the only rate that may be the best by both ")
+    assert text.startswith(f"before\n{page.BEGIN}\n**0.5 is the only rate that may be the best by both ")
     assert (
         "worse in none. Is 0.5 the best? Yes, by accuracy: with adadelta, every other rate is worse;"
         in text.replace("\n", " ")
     )
-    assert text.endswith(f"{results_page.END}\nafter\n")
+    assert text.endswith(f"{page.END}\nafter\n")
     assert "old" not in text
     assert report.table(main.verdict) in text
     assert "The study still runs: 6 of 7 runs are in." in text.replace("\n", " ")
 
 
 def test_pictures_and_tables_of_the_committed_page_exist() -> None:
-    text = (PROJECT / results_page.PAGE).read_text()
+    text = (PROJECT / page.PAGE).read_text()
 
     targets = re.findall(r"\]\((\.\./results/[^)]+)\)", text)
     for target in targets:

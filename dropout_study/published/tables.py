@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from dropout_study import calibration, report
-from dropout_study.claims import ARTICLE_RATE
-from dropout_study.publication import Published
+from dropout_study.published.claims import ARTICLE_RATE
+from dropout_study.published.publication import Published
 from dropout_study.results import QUANTITIES, Result, by_rate, finished
 
 SIZE_RATES = (0.0, 0.3, 0.5)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from dropout_study import report
-from dropout_study.publication import Published
+from dropout_study.published.publication import Published
 from dropout_study.results import QUANTITIES
 
 ARTICLE_RATE = 0.5

@@ -78,7 +78,7 @@ def make_up(
                 histories[variant.key] = history
                 last = history[-1]
                 accuracy = min(1.0, max(0.0, last["validation_accuracy"] + chance.uniform(-0.1, 0.02)))
-                scores = {name: np.ones(1) for name in ("accuracy", "loss", "confidence")}
+                scores = {name: np.ones(1) for name in ("accuracy", "loss", "confidence", "scaled_loss")}
                 row = make_result(variant, history, scores, scores)
                 gap = last["train_accuracy"] - accuracy
                 loss = max(0.0, 1.2 - accuracy)

@@ -100,20 +100,15 @@ def test_repro_refuses_an_impossible_rate_and_keeps_the_rest(clone: Clone) -> No
     assert outputs(clone) == before
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [(b"<html>busy</html>", "sent an HTML page"), (b"\x1f\x8b" + b"x" * 1_000, "sent content with SHA-256")],
-    ids=["page", "other-content"],
-)
-def test_repro_stops_at_a_wrong_archive(clone: Clone, tmp_path: Path, content: bytes, message: str) -> None:
+def test_repro_stops_at_a_wrong_archive(clone: Clone, tmp_path: Path) -> None:
     archive = tmp_path / "archive.tar.gz"
-    archive.write_bytes(content)
+    archive.write_bytes(b"<html>busy</html>")
     clone.change(dataset="cifar10", download__urls=[])
 
     done = clone.run("dvc", "repro", check=False, CIFAR10_ARCHIVE=str(archive))
 
     assert done.returncode != 0
-    assert f"{archive}: {message}" in done.stderr
+    assert f"{archive}: has content with SHA-256" in done.stderr
     assert "CIFAR10_ARCHIVE=/path/to/cifar-10-binary.tar.gz dvc repro" in done.stderr
 
 
@@ -126,4 +121,4 @@ def test_repro_stops_at_an_archive_without_images(clone: Clone, tmp_path: Path) 
     done = clone.run("dvc", "repro", check=False)
 
     assert done.returncode != 0
-    assert f"data/downloads/{sha256}: cannot be read as a gzipped tar archive" in done.stderr
+    assert f"data/downloads/{sha256}: not a gzip file; in params.yaml" in done.stderr

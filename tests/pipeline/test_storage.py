@@ -207,6 +207,7 @@ def test_repro_does_not_take_a_corrupt_file_from_the_cache_that_is_writable(clon
     assert corrupt.read_bytes() == expected[model]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["hardlink", "symlink"])
 def test_repro_replaces_outputs_that_are_links_into_the_cache(clone: Clone, tmp_path: Path, kind: str) -> None:
     """Such files are read-only, and writing into one would change the cache."""

@@ -78,21 +78,19 @@ def trained(clone: Path) -> dict[tuple[float, int], tuple[float, float]]:
 def differences(runs: Sequence[Run]) -> list[Difference]:
     """Return the difference of means for each rate and quantity.
 
-    The spread over seeds is shared by the rates and both precisions; by Bonferroni's inequality, all margins hold at
-    once with `CONFIDENCE`.
+    The spread over seeds differs by rate, and is shared by the two precisions of a rate only; by Bonferroni's
+    inequality, all margins hold at once with `CONFIDENCE`.
     """
     compared = []
     for quantity in ("accuracy", "loss"):
-        groups = {
-            (rate, precision): [getattr(run, quantity) for run in runs if run[:2] == (precision, rate)]
-            for rate in RATES
-            for precision in ("float32", "bfloat16")
-        }
-        freedom = sum(len(values) - 1 for values in groups.values())
-        shared = sum((len(values) - 1) * variance(values) for values in groups.values()) / freedom
-        quantile = stats.t.isf((1 - CONFIDENCE) / 2 / (2 * len(RATES)), freedom)
         for rate in RATES:
-            exact, half = groups[rate, "float32"], groups[rate, "bfloat16"]
+            exact, half = (
+                [getattr(run, quantity) for run in runs if run[:2] == (precision, rate)]
+                for precision in ("float32", "bfloat16")
+            )
+            freedom = len(exact) + len(half) - 2
+            shared = sum((len(values) - 1) * variance(values) for values in (exact, half)) / freedom
+            quantile = stats.t.isf((1 - CONFIDENCE) / 2 / (2 * len(RATES)), freedom)
             margin = float(quantile * (shared * (1 / len(exact) + 1 / len(half))) ** 0.5)
             compared.append(Difference(rate, quantity, fmean(exact), fmean(half), margin))
     return compared

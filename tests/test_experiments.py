@@ -26,14 +26,17 @@ def made_up(shift: float = 0.0) -> list[precision.Run]:
     ]
 
 
-def test_differences_have_one_joint_margin_by_the_shared_spread() -> None:
-    compared = precision.differences(made_up(shift=0.01))
+def test_differences_have_joint_margins_by_the_spread_of_each_rate() -> None:
+    runs = [run._replace(accuracy=0.6 + 0.1 * run.seed) if run.dropout == 0.5 else run for run in made_up(shift=0.01)]
+
+    compared = precision.differences(runs)
 
     accuracy, loss = compared[:3], compared[3:]
     assert [row.dropout for row in accuracy] == [0.0, 0.3, 0.5]
-    assert [row.bfloat16 - row.float32 for row in accuracy] == pytest.approx([0.01] * 3)
-    quantile = stats.t.isf(0.025 / 6, 12)
-    assert [row.margin for row in accuracy] == pytest.approx([quantile * 0.02 * math.sqrt(2 / 3)] * 3)
+    assert [row.bfloat16 - row.float32 for row in accuracy] == pytest.approx([0.01, 0.01, 0.0])
+    quantile = stats.t.isf(0.025 / 6, 4)
+    spreads = [0.02, 0.02, 0.1]
+    assert [row.margin for row in accuracy] == pytest.approx([quantile * s * math.sqrt(2 / 3) for s in spreads])
     assert [row.margin for row in loss] == pytest.approx([quantile * 0.1 * math.sqrt(2 / 3)] * 3)
 
 
@@ -41,7 +44,7 @@ def test_table_marks_what_is_outside_its_margin() -> None:
     inside = precision.table(precision.differences(made_up(shift=0.01)))
     outside = precision.table(precision.differences(made_up(shift=0.2)))
 
-    assert "| 0.0 | test accuracy | 62.0 % | 63.0 % | +1.0 ± 5.1 |" in inside
+    assert "| 0.0 | test accuracy | 62.0 % | 63.0 % | +1.0 ± 7.9 |" in inside
     assert "outside" not in inside
     assert outside.count("**outside**") == 3
 

@@ -1,6 +1,5 @@
 """Download a file from the first of several mirrors that has it: resumed, and verified by its SHA-256."""
 
-import hashlib
 import os
 import shutil
 import time
@@ -13,7 +12,7 @@ import requests
 import urllib3
 
 from dropout_study.console import REMEDIES, StudyError, download_bar, printable, say
-from dropout_study.files import locked, sync_directory
+from dropout_study.files import digest, locked, sync_directory
 
 CHUNK = 1 << 16  # bytes
 TIMEOUT = (10, 30)  # seconds to connect, and between two bytes
@@ -45,7 +44,7 @@ def fetch(urls: Sequence[str], sha256: str, directory: Path) -> Path:
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with locked(part.with_suffix(".lock"), "another process is downloading this file; wait for it"):
-            if target.exists() and _hash(target) == sha256:
+            if target.exists() and digest(target) == sha256:
                 say(f"{target}: already downloaded, hash verified")
                 return target
             _download_from_any(urls, part, sha256)
@@ -88,13 +87,15 @@ def _download(url: str, part: Path, sha256: str) -> None:
     if url.startswith(("http://", "https://")):
         resumed = part.exists() and part.stat().st_size > 0
         _add_rest(url, part)
-        if resumed and _hash(part) != sha256:
+        actual = digest(part)
+        if resumed and actual != sha256:
             say(f"{url}: the hash is wrong after resuming; starting from the beginning")
             part.unlink()
             _add_rest(url, part)
+            actual = digest(part)
     else:
         _copy(url, part)
-    actual = _hash(part)
+        actual = digest(part)
     if actual != sha256:
         part.unlink()
         raise _MirrorError(f"has content with SHA-256 {actual}")
@@ -168,8 +169,3 @@ def _reason(error: BaseException) -> str:
         causes = (getattr(error, "reason", None), *error.args)
         error = next((cause for cause in causes if isinstance(cause, BaseException)), None)  # type: ignore[assignment]
     return printable(text.rpartition(": ")[2] if " object at 0x" in text else text)[:LONGEST_REASON]
-
-
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

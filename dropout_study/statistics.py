@@ -27,7 +27,7 @@ from dropout_study.results import (
     machines,
     reliability_rows,
     rounded,
-)  # fmt: skip
+)
 from dropout_study.settings import Settings
 
 CONFIDENCE = 0.95

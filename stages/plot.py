@@ -5,15 +5,7 @@ import vl_convert
 
 from dropout_study import figures, files, page_tables, report
 from dropout_study.console import run_stage, say
-from dropout_study.results import (
-    choose_best,
-    read_history,
-    read_predictions,
-    read_rates,
-    read_reliability,
-    read_results,
-    rounded,
-)  # fmt: skip
+from dropout_study.results import read_history, read_predictions, read_rates, read_reliability, read_results, rounded
 from dropout_study.settings import load_settings
 
 VEGA_LITE = "6.4"  # goes with the Vega and Vega-Embed that vl_convert puts into the script; page.html names all three
@@ -44,13 +36,14 @@ def main() -> None:
         "samples": figures.samples(images["train"][shown], [classes[i] for i in labels["train"][shown]], dataset),
         **figures.of_study(rates, results, histories, read_reliability()),
     }
-    best = choose_best(results)
+    best = files.read_json(files.EVALUATION)["best"]  # None: every run diverged
     if best:
+        name = best["variant"]
         cells = [(cell["actual"], cell["predicted"], int(cell["images"])) for cell in files.read_csv(files.CONFUSION)]
-        log_probabilities = read_predictions(best.variant, len(labels["test"]), len(classes))[-2]
-        pictures["confusion"] = figures.confusion(cells, best.variant)
+        log_probabilities = read_predictions(name, len(labels["test"]), len(classes))[-2]
+        pictures["confusion"] = figures.confusion(cells, name)
         pictures["mistakes"] = figures.mistakes_of(
-            best.variant, classes, images["test"], labels["test"], np.exp(log_probabilities)
+            name, classes, images["test"], labels["test"], np.exp(log_probabilities)
         )
     for name, figure in pictures.items():
         figures.save(figure, files.PLOTS / f"{name}.png")

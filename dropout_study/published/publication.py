@@ -78,7 +78,6 @@ def publish(name: str) -> Path:
         files.copy(files.SETTINGS, new / files.SETTINGS.name)
         files.copy(files.DATASET, new / files.DATASET.name)
     _add_to_grid(new / files.SETTINGS.name, settings)
-
     _add_runs(new, settings, before)
     renew(new)
     shutil.rmtree(target, ignore_errors=True)

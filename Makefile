@@ -28,9 +28,12 @@ results-page: .venv/installed ## Write docs/results.md, and the README's results
 test: .venv/installed-test ## Run the test suite, on all cores
 	pytest -n auto --dist worksteal
 
+.PHONY: test-slow
+test-slow: .venv/installed-test ## Run the slow tests: every command of the documents, sweeps on clusters
+	pytest -n auto --dist worksteal -m "slow and not stress and not full_size"
+
 .PHONY: test-all
-test-all: .venv/installed-test ## Run the slow tests, too: every command of the documents, sweeps on clusters
-	pytest -n auto --dist worksteal -m "not stress and not full_size"
+test-all: test test-slow ## Run the test suite and the slow tests
 
 .PHONY: test-fast
 test-fast: .venv/installed-test ## Run the tests that need nothing big, in a minute or two

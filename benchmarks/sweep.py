@@ -98,7 +98,7 @@ def measure(variants: int, workers: int) -> Cost:
 
 
 class Run(NamedTuple):
-    """A run of the whole study: its wall seconds, and images a second in training, of all that train at a time."""
+    """A run of the whole study: its wall seconds, and images per second in training, of all that train at a time."""
 
     wall: float
     throughput: float
@@ -124,7 +124,7 @@ def compare(rounds: int, workers: int) -> None:
         f"sweep --workers {workers}": (["dropout-study", "sweep", "--workers", str(workers)], workers),
     }
     runs: dict[str, list[Run]] = {name: [] for name in commands}
-    print("| | wall s | images a second |\n| --- | ---: | ---: |")
+    print("| | wall s | images per second |\n| --- | ---: | ---: |")
     for _ in range(rounds):
         for name, (command, at_a_time) in commands.items():
             run = run_study(command, at_a_time)

@@ -88,7 +88,7 @@ ROWS = [
 
 
 def run(options: Options, report: Callable[[str], None]) -> dict[str, Any]:
-    """Measure everything and return it: options, machine, images a second by name, and the ratios of ours to each.
+    """Measure everything and return it: options, machine, images per second by name, and the ratios of ours to each.
 
     What is not installed is None. Raises `StudyError` if this project's own contestant fails.
     """

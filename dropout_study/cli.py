@@ -314,7 +314,7 @@ def worker(
 def collect(repository: str, name: str) -> None:
     """Take in what the workers of a sweep pushed, then evaluate.
 
-    If variants are missing, takes in those that are there; call it again later.
+    If variants are missing, takes in the existing ones; call it again later.
     """
     from dropout_study.sweep.driver import collect
 
@@ -360,7 +360,7 @@ def status() -> None:
     show_default=f"{files.BEST_MODEL} of the project",
     help="A Keras model (.keras) that takes pixels.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, errors of files included, in place of the table.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, errors of files included, instead of the table.")
 def predict(images: tuple[Path, ...], model_file: Path, as_json: bool) -> None:
     """Classify images with the best model.
 

@@ -190,12 +190,12 @@ def digest(path: Path) -> str:
 
 
 def copy(source: Path, path: Path) -> None:
-    """Copy the file `source` to `path`, whole or not at all; raises `StudyError` if it is not there."""
+    """Copy the file `source` to `path`, atomically; raises `StudyError` if it is not there."""
     write_bytes(path, _existing(source).read_bytes())
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write `content` to `path`, whole or not at all."""
+    """Write `content` to `path`, atomically."""
     with replacing(path) as temporary:
         temporary.write_bytes(content)
 
@@ -227,7 +227,7 @@ def read_csv(path: Path) -> list[dict[str, str]]:
 
 
 def write_array(path: Path, array: np.ndarray) -> None:
-    """Write `array`, of numbers, as an `.npy` file, whole or not at all."""
+    """Write `array`, of numbers, as an `.npy` file, atomically."""
     array = np.ascontiguousarray(array)
     with replacing(path) as temporary, temporary.open("wb") as file:
         # Not `np.save`, whose error does not say whether the disk is full.

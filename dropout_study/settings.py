@@ -136,7 +136,7 @@ class Study(_Section):
 
 
 class Settings(_Section):
-    """The settings in force, one section a stage and one for the study."""
+    """The current settings, one section per stage and one for the study."""
 
     dataset: Literal["digits", "cifar10"]
     download: Download

@@ -29,7 +29,8 @@ RUN_BY_CI = {
     "make figures": "make figures",
     "make test": "make test",
     "make test-fast": "make test-fast",
-    "make test-all": "make test-fast test-all",
+    "make test-slow": "make test-slow",
+    "make test-all": "make test-slow",  # make test, then make test-slow
     "make lint": "make lint",
     "make format": "make format",
     "python3.11 -m venv .venv": 'python3.11 -m venv "$scratch/venv"',

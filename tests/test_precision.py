@@ -24,6 +24,10 @@ step = make_step(network, optimizer, shards=2, precision=sys.argv[1])
 step(np.zeros((8, 32, 32, 3), np.float32), np.zeros(8, np.uint8))
 """
 
+LAYERS = ["ic3oc64", "ic64oc64", "ic64oc128", "ic128oc256"]
+PASSES = {(name, layer) for name in ("forward_training", "backward_weights") for layer in LAYERS}
+PASSES |= {("backward_data", layer) for layer in LAYERS[1:]}  # the images need no gradient
+
 
 def run_step(precision: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
@@ -52,14 +56,13 @@ def test_bfloat16_step_runs_bfloat16_kernels_in_every_pass_of_every_convolution(
     done = run_step("bfloat16")
 
     assert done.returncode == 0, done.stderr
-    layers = ["ic3oc64", "ic64oc64", "ic64oc128", "ic128oc256"]
-    passes = {("forward_training", layer) for layer in layers} | {("backward_weights", layer) for layer in layers}
-    passes |= {("backward_data", layer) for layer in layers[1:]}  # the images need no gradient
-    assert convolutions(done.stdout) == {key: {"bf16"} for key in passes}
+    assert convolutions(done.stdout) == {key: {"bf16"} for key in PASSES}
 
 
 def test_float32_step_runs_no_bfloat16_kernel() -> None:
     done = run_step("float32")
 
     assert done.returncode == 0, done.stderr
-    assert "bf16" not in done.stdout
+    kernels = convolutions(done.stdout)
+    assert len(kernels) == len(PASSES)
+    assert set().union(*kernels.values()) == {"f32"}

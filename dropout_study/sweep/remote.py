@@ -221,7 +221,7 @@ def free_mebibytes(directory: Path) -> int:
 
 
 def keep(objects: Iterable[Path], cache: Path, directory: Path) -> None:
-    """Copy `objects` of a DVC cache, and its run cache, to `directory`, whole or not at all; replace what is there.
+    """Copy `objects` of a DVC cache, and its run cache, to `directory`, atomically; replace what is there.
 
     Raises `StudyError` if that fails, for example because the disk is full.
     """

@@ -48,10 +48,6 @@ stress: .venv/installed-test ## Kill, cut off and fill up what the study runs on
 bench: .venv/installed ## Compare the speed of training with stock Keras and PyTorch; JSON=FILE writes the result, too
 	python -m benchmarks.training $(if $(JSON),--json $(JSON))
 
-.PHONY: scale
-scale: .venv/installed-test ## Measure what a sweep of 15 to 1,000 variants costs beside training: half an hour or more
-	python -m benchmarks.sweep
-
 .PHONY: lint
 lint: .venv/installed-test ## Check style, format and types
 	ruff check .

@@ -1,4 +1,4 @@
-"""A small clone of the project in which the real `dvc` runs; only the trainer is a fake, unless a test says so."""
+"""A small clone of the project in which the real `dvc` runs. Where time demands it, `train` and `plot` are fakes."""
 
 import os
 import re
@@ -16,7 +16,6 @@ import pytest
 from ruamel.yaml import YAML
 
 PROJECT = Path(__file__).resolve().parents[1]
-FAKE_TRAINER = Path(__file__).with_name("fake_train.py")
 SMALL = {
     "study.optimizers": ["sgd", "adadelta"],
     "study.dropouts": [0.0, 0.5],
@@ -201,6 +200,12 @@ def copy_project(destination: Path) -> Clone:
     clone = Clone(destination)
     clone.run("git", "init", "--quiet", "--initial-branch=main")
     return clone
+
+
+def use_fakes(clone: Clone) -> None:
+    """Have the clone train and draw with the fake stages."""
+    for stage in ("train", "plot"):
+        shutil.copy(PROJECT / f"tests/fake_{stage}.py", clone.path / f"stages/{stage}.py")
 
 
 def small_project(destination: Path) -> Clone:

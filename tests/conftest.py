@@ -13,7 +13,7 @@ from typing import Any
 import hypothesis
 import pytest
 
-from tests.clones import FAKE_TRAINER, PROJECT, STARTED, Clone, change_settings, copied, small_project
+from tests.clones import PROJECT, STARTED, Clone, change_settings, copied, small_project, use_fakes
 from tests.sweeps import add_gates
 
 # A shell that starts pytest in the background has it ignore Ctrl-C, and so every process that a test interrupts.
@@ -69,7 +69,7 @@ def write_settings(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Clone:
-    """A small project that has been run once, with the fake trainer, and committed. Not to be changed."""
+    """A small project that has been run once, with the fake stages, and committed. Not to be changed."""
     shared = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         shared = shared.parent  # of all workers: the first one makes it
@@ -78,7 +78,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Clone:
         clone = Clone(shared / "finished")
         if not clone.path.exists():
             small_project(clone.path)
-            shutil.copy(FAKE_TRAINER, clone.path / "stages" / "train.py")
+            use_fakes(clone)
             ran = clone.repro()
             names = [name.partition("@")[0] for name in ran]
             assert names == ["download", "normalize", *["train"] * 4, "evaluate", "plot"]
@@ -95,9 +95,9 @@ def clone(finished: Clone, tmp_path: Path) -> Iterator[Clone]:
 
 @pytest.fixture(scope="module")
 def untrained(tmp_path_factory: pytest.TempPathFactory) -> Clone:
-    """A small project with the fake trainer, data and four variants, none of which is trained."""
+    """A small project with the fake stages, data and four variants, none of which is trained."""
     clone = small_project(tmp_path_factory.mktemp("untrained") / "project")
-    shutil.copy(FAKE_TRAINER, clone.path / "stages" / "train.py")
+    use_fakes(clone)
     clone.repro("normalize")
     clone.commit("no variant is trained")
     return clone

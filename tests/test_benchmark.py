@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks import training
 from dropout_study import devices
-from tests.clones import PROJECT, environment
+from tests.clones import PROJECT, small_project
 
 SMALL = ["--batch-size", "16", "--image-size", "8", "--steps", "2", "--threads", "2", "--epoch-images", "64"]
 ROWS = {*training.NAMES, "epoch_stock", "epoch_ours"}
@@ -40,6 +40,7 @@ def take_turns(turns: list[Turn], rounds: int, warm_up: int, at_most: float = 60
     return seconds, "\n".join(lines)
 
 
+@pytest.mark.slow
 @pytest.mark.pipeline
 def test_main_measures_everything_that_is_installed(tmp_path: Path) -> None:
     """For real, in processes of their own, but few and small images."""
@@ -139,14 +140,16 @@ def test_random_images_are_a_function_of_the_seed() -> None:
     np.testing.assert_array_equal(images, training.random_images(options, 5)[0])
 
 
+@pytest.mark.slow
 @pytest.mark.pipeline
-def test_sweep_benchmark_prints_what_a_sweep_costs() -> None:
-    command = [sys.executable, "-m", "benchmarks.sweep", "--sizes", "5", "--workers", "1"]
+def test_sweep_benchmark_compares_a_sweep_with_dvc_repro(tmp_path: Path) -> None:
+    clone = small_project(tmp_path / "project")
+    clone.change(study__optimizers=["sgd"])
+    clone.repro("normalize")
+    clone.commit("a study of two variants")
 
-    printed = subprocess.run(command, cwd=PROJECT, env=environment(), capture_output=True, text=True, check=True).stdout
+    printed = clone.run(sys.executable, "-m", "benchmarks.sweep", "--rounds", "1").stdout
 
-    *_, row = printed.splitlines()
-    variants, *costs = (float(cell) for cell in row.strip("| ").split("|"))
-    assert variants == 5
-    assert len(costs) == 6
-    assert all(cost > 0 for cost in costs)
+    rows = [row.strip("| ").split(" | ") for row in printed.splitlines()[-3:]]
+    assert [name for name, *_ in rows] == ["dvc repro", "sweep --workers 2", "ratio of medians"]
+    assert all(float(figure.replace(",", "")) > 0 for _, *figures in rows for figure in figures)

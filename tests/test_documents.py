@@ -125,6 +125,7 @@ def test_make_refuses_a_python_that_tensorflow_does_not_support(tmp_path: Path, 
     assert not (tmp_path / ".venv").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.pipeline
 @pytest.mark.parametrize("document", IN_ORDER)
 def test_commands_of_document_work_in_its_order(clone: Clone, tmp_path: Path, document: str) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from tests.clones import Clone
 
-pytestmark = pytest.mark.pipeline
+pytestmark = [pytest.mark.pipeline, pytest.mark.slow]
 
 
 def test_commit_force_train_takes_results_as_those_of_refactored_code(clone: Clone, tmp_path: Path) -> None:

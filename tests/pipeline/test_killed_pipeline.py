@@ -14,7 +14,7 @@ from typing import NamedTuple
 import pytest
 
 from dropout_study.files import UNFINISHED
-from tests.clones import FAKE_TRAINER, Clone, copied, finish, self_signalling, small_project
+from tests.clones import PROJECT, Clone, copied, finish, self_signalling, small_project
 from tests.sweeps import outputs
 
 pytestmark = pytest.mark.pipeline
@@ -42,7 +42,7 @@ def fresh(tmp_path_factory: pytest.TempPathFactory) -> Clone:
     """A small project with the fake trainer and two variants, in which nothing has been run."""
     clone = small_project(tmp_path_factory.mktemp("fresh") / "project")
     clone.change(study__optimizers=["sgd"])
-    shutil.copy(FAKE_TRAINER, clone.path / "stages" / "train.py")
+    shutil.copy(PROJECT / "tests/fake_train.py", clone.path / "stages/train.py")
     clone.commit("nothing is run")
     return clone
 
@@ -136,19 +136,21 @@ def test_repro_killed_at_100_random_moments_of_all_stages_equals_undisturbed_run
     survive(fresh, undisturbed, tmp_path, 100)
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_repro_whose_stage_is_killed_fails_and_the_next_resumes(
-    fresh: Clone, expected: dict[str, bytes], tmp_path: Path, stage: str
+def test_repro_whose_stages_are_killed_one_by_one_equals_undisturbed_run(
+    fresh: Clone, expected: dict[str, bytes], tmp_path: Path
 ) -> None:
     """Only the stage's own process is killed, as the system does when memory is short: between two of its outputs."""
-    variables = self_signalling(tmp_path / "signal", stage, signal.SIGKILL, rename=2)
     with copied(fresh, tmp_path / "project") as clone:
-        killed = clone.run("dvc", "repro", check=False, **variables)
+        for stage in STAGES:
+            variables = self_signalling(tmp_path / stage, stage, signal.SIGKILL, rename=2)
+            killed = clone.run("dvc", "repro", check=False, **variables)
 
-        assert killed.returncode != 0
-        statuses = re.findall(rf"failed to run: python -m stages\.{stage}, exited with (\S+)", killed.stderr)
-        assert statuses in KILLED
+            assert killed.returncode != 0
+            statuses = re.findall(rf"failed to run: python -m stages\.{stage}, exited with (\S+)", killed.stderr)
+            assert statuses in KILLED
+
         clone.repro()
+
         assert outputs(clone) == expected
 
 

@@ -53,6 +53,7 @@ def browser() -> Iterator[Browser]:
 def study(finished: Clone, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clone]:
     """Two commits of a study of two optimizers, three rates and two seeds, and their pages; SGD diverges at 0.9."""
     with copied(finished, tmp_path_factory.mktemp("pages") / "project") as clone:
+        shutil.copy(PROJECT / "stages/plot.py", clone.path / "stages/plot.py")
         clone.change(study__dropouts=[0.0, 0.5, 0.9], study__seeds=[0, 1], train__learning_rate__sgd=100.0)
         clone.repro()
         clone.commit("two seeds")

@@ -32,18 +32,6 @@ def shrunk(preset: Path, directory: Path) -> Clone:
     return clone
 
 
-def test_default_preset_runs_from_download_to_plot(tmp_path: Path) -> None:
-    clone = shrunk(PROJECT / "presets/quick.yaml", tmp_path)
-
-    ran = clone.repro()
-
-    keys = [variant.key for variant in load_settings(clone.path / "params.yaml").variants]
-    assert ran == ["download", "normalize", *(f"train@{key}" for key in keys), "evaluate", "plot"]
-    rows = (clone.path / "metrics/study.csv").read_text().splitlines()[1:]
-    assert [row.split(",")[0] for row in rows] == keys
-    assert (clone.path / "models/best.keras").exists()
-
-
 def test_preset_runs_with_every_setting_of_training_changed(tmp_path: Path) -> None:
     clone = shrunk(PROJECT / "presets/article-notebook.yaml", tmp_path)
     clone.change(

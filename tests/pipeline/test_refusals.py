@@ -42,6 +42,7 @@ DVC_SPEAKS_FIRST: dict[str, tuple[Callable[[str], str], str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", DVC_SPEAKS_FIRST)
 def test_repro_with_settings_that_dvc_refuses_loses_nothing(clone: Clone, case: str) -> None:
     change, message = DVC_SPEAKS_FIRST[case]
@@ -112,6 +113,7 @@ def test_repro_stops_at_a_wrong_archive(clone: Clone, tmp_path: Path) -> None:
     assert "CIFAR10_ARCHIVE=/path/to/cifar-10-binary.tar.gz dvc repro" in done.stderr
 
 
+@pytest.mark.slow
 def test_repro_stops_at_an_archive_without_images(clone: Clone, tmp_path: Path) -> None:
     archive = tmp_path / "archive.tar.gz"
     archive.write_bytes(b"\x1f\x8b" + b"x" * 1_000)

@@ -9,7 +9,7 @@ from dropout_study import files
 from dropout_study.results import read_results
 from tests.clones import Clone
 
-pytestmark = pytest.mark.pipeline
+pytestmark = [pytest.mark.pipeline, pytest.mark.slow]
 
 KEY = "sgd-0.5-0"
 

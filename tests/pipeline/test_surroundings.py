@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.clones import FAKE_TRAINER, Clone, copied, environment, small_project
+from tests.clones import Clone, copied, environment, small_project, use_fakes
 from tests.needs import possible
 from tests.sweeps import outputs, undisturbed_outputs
 
-pytestmark = pytest.mark.pipeline
+pytestmark = [pytest.mark.pipeline, pytest.mark.slow]
 
 KEY = "sgd-0.5-0"
 USER = 12345  # of no name
@@ -35,10 +35,10 @@ Runner = Callable[..., str]
 
 @pytest.fixture(scope="module")
 def fresh(tmp_path_factory: pytest.TempPathFactory) -> Clone:
-    """A small project with the fake trainer and one variant, committed, never run."""
+    """A small project with the fake stages and one variant, committed, never run."""
     clone = small_project(tmp_path_factory.mktemp("fresh") / "project")
     clone.commit("what a shallow clone does not have")
-    shutil.copy(FAKE_TRAINER, clone.path / "stages/train.py")
+    use_fakes(clone)
     clone.change(study__optimizers=["sgd"], study__dropouts=[0.5])
     clone.commit("never run")
     return clone

@@ -6,7 +6,6 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import click
 from click.core import ParameterSource
@@ -168,15 +167,6 @@ def _url(context: click.Context, _: click.Parameter, repository: str | None) -> 
     return repository if repository is None or context.resilient_parsing else remote.url(repository)
 
 
-def _whole_or_shared(_: click.Context, __: click.Parameter, gpus: float) -> float:
-    """Return a number of GPUs that Ray can give."""
-    if not (gpus <= 1 or gpus % 1 == 0):
-        raise click.BadParameter(f"{gpus:g} is neither a whole number nor at most 1, a share of one")
-    return gpus
-
-
-# The options of a sweep that only count with Ray, in the order of `RayOptions`.
-RAY_OPTIONS = ("repository", "scratch", "checkpoints", "gpus_per_worker")
 scratch_option = click.option(
     "--scratch",
     type=click.Path(file_okay=False, path_type=Path),
@@ -199,67 +189,48 @@ checkpoints_option = click.option(
     show_default="2; with --address, as many as the cluster has room for",
     help="Trainings at a time.",
 )
-@click.option(
-    "--threads-per-worker",
-    type=click.IntRange(1, 1024),
-    show_default="cores / workers",
-    help="Threads of each training. If train.threads is not 0, that is what counts.",
-)
-@click.option("--keep-going", is_flag=True, help="If a variant fails, still start the others.")
-@click.option("--fail-fast", is_flag=True, help="If a variant fails, end those that run, too.")
+@click.option("--keep-going", is_flag=True, help="If a variant fails, still start the others; Ray always does.")
 @click.option("--dry-run", is_flag=True, help="Say what would be trained and how long it should take.")
-@click.option(
-    "--ray", is_flag=True, help="Train by Ray, started for this and on this machine alone. Needs --repository."
-)
 @click.option("--address", help="Train by the Ray cluster at this address, such as auto. Needs --repository.")
 @click.option("--repository", callback=_url, help="With Ray: the URL of a Git repository that every machine reaches.")
-@click.option(
-    "--gpus-per-worker",
-    type=click.FloatRange(0),
-    default=0.0,
-    show_default=True,
-    callback=_whole_or_shared,
-    help="With Ray: a whole number, or the share of one that each training gets.",
-)
 @scratch_option
 @checkpoints_option
 @click.pass_context
-def sweep(context: click.Context, /, **options: Any) -> None:
+def sweep(
+    context: click.Context,
+    workers: int | None,
+    keep_going: bool,
+    dry_run: bool,
+    address: str | None,
+    repository: str | None,
+    scratch: Path,
+    checkpoints: Path | None,
+) -> None:
     """Train several variants at a time, here or on other machines.
 
     Like `dvc repro`, with the same results: trains what is missing or out of date, each variant in a clone of its own,
-    then evaluates and draws. Ctrl-C keeps what is trained, and the rest resumes next time. `dropout-study status` in
+    then evaluates and draws. Ctrl-C keeps finished trainings, and the rest resumes next time. `dropout-study status` in
     another terminal shows how far it is.
 
     The commands below are for machines that share a Git repository and a DVC remote: docs/cluster.md.
     """
-    from dropout_study.sweep.driver import Options, sweep
+    from dropout_study.sweep.driver import sweep
     from dropout_study.sweep.ray_pool import RayOptions
 
+    default = ParameterSource.DEFAULT
+    given = [name for name in context.params if context.get_parameter_source(name) is not default]
     if context.invoked_subcommand:
-        given = [name for name in options if context.get_parameter_source(name) is not ParameterSource.DEFAULT]
         if given:
             raise click.UsageError(f"--{given[0].replace('_', '-')} is not for {context.invoked_subcommand}")
         return
-    if options["keep_going"] and options["fail_fast"]:
-        raise click.UsageError("--keep-going and --fail-fast exclude each other")
-    if options["ray"] and options["address"] is not None:
-        raise click.UsageError("--ray starts a cluster, --address names one that runs: give one of them")
-    by_ray = options["ray"] or options["address"] is not None
-    given = [name for name in RAY_OPTIONS if context.get_parameter_source(name) is not ParameterSource.DEFAULT]
-    if given and not by_ray:
-        raise click.UsageError(f"--{given[0].replace('_', '-')} needs --ray or --address")
-    if by_ray and not options["repository"]:
-        raise click.UsageError("--ray and --address need --repository")
-    if by_ray and (options["keep_going"] or options["fail_fast"]):
-        raise click.UsageError("with Ray, the other variants are always trained: no --keep-going, no --fail-fast")
+    if (address is None) != (repository is None):
+        raise click.UsageError("--address and --repository go together: a Ray cluster, and what its machines share")
+    if address is None and {"scratch", "checkpoints"} & {*given}:
+        raise click.UsageError("--scratch and --checkpoints need --address")
     os.chdir(find_project())
-    names = ("workers", "threads_per_worker", "keep_going", "fail_fast", "dry_run")
+    ray = None if address is None or repository is None else RayOptions(address, repository, scratch, checkpoints)
     try:
-        sweep(
-            Options(*(options[name] for name in names)),
-            RayOptions(*(options[name] for name in ("address", *RAY_OPTIONS))) if by_ray else None,
-        )
+        sweep(workers, ray, keep_going=keep_going, dry_run=dry_run)
     except KeyboardInterrupt:
         click.echo("interrupted; what is trained is kept, run the same command to resume", err=True)
         sys.exit(130)

@@ -18,12 +18,12 @@ KEYS = ("sgd-0.0-0", "sgd-0.5-0", "sgd-0.8-0")
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Board]:
     """Return a function that runs a pool of one worker that trains nothing, and returns the board.
 
-    It takes what comes of each variant, others are trained, and the options of the pool.
+    It takes the outcome of some variants, the others are trained, and the options of the pool.
     """
 
     def run(outcomes: dict[str, Outcome], **options: bool) -> Board:
         class FakeWorker:
-            def __init__(self, directory: Path, _: frozenset[int] | None) -> None:
+            def __init__(self, directory: Path) -> None:
                 self.directory = directory
 
             def train(self, key: str, _: Callable[[str], None]) -> Outcome:
@@ -40,7 +40,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Board]
         for name in ("snapshot", "cache_directory", "data_entries"):
             monkeypatch.setattr(project, name, lambda *_: "")
         board = Board(KEYS, workers=1)
-        LocalPool([None], **options).run(board, Event())
+        LocalPool(**options).run(board, Event())
         return board
 
     return run

@@ -34,13 +34,6 @@ def test_join_of_what_split_returns_is_the_file() -> None:
     assert lockfile.join(lockfile.split(LOCK)) == LOCK
 
 
-def test_objects_are_the_outputs_in_the_cache() -> None:
-    observed = lockfile.objects(lockfile.split(LOCK)[VARIANT])
-
-    outs = YAML(typ="safe").load(LOCK)["stages"][VARIANT]["outs"]
-    assert [path.as_posix() for path in observed] == [f"files/md5/{out['md5'][:2]}/{out['md5'][2:]}" for out in outs]
-
-
 def test_only_keeps_the_stages_that_are_named_and_there() -> None:
     assert parsed(lockfile.only(LOCK, ["normalize", "missing"])) == {"normalize": parsed(LOCK)["normalize"]}
 

@@ -32,7 +32,8 @@ PASSES |= {("backward_data", layer) for layer in LAYERS[1:]}  # the images need 
 def run_step(precision: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", STEP, precision],
-        env=os.environ | {"PYTHONPATH": str(PROJECT), "ONEDNN_VERBOSE": "1"},
+        # Without AVX-512, TensorFlow calls oneDNN only if it is told to.
+        env=os.environ | {"PYTHONPATH": str(PROJECT), "ONEDNN_VERBOSE": "1", "TF_ENABLE_ONEDNN_OPTS": "1"},
         capture_output=True,
         text=True,
         check=False,

@@ -244,7 +244,7 @@ def generated(cells: dict[str, list[tuple[float, float, int]]], seeds: int, rand
     return results
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=10)
 @given(cells=STUDIES, seeds=st.integers(1, 3), random_seed=st.integers(0, 9))
 def test_table_sentences_and_chart_agree(
     cells: dict[str, list[tuple[float, float, int]]], seeds: int, random_seed: int

@@ -94,7 +94,7 @@ def test_work_refuses_a_scratch_directory_that_cannot_be_made(tmp_path: Path) ->
 
 
 def test_retry_tries_again_until_it_succeeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "FIRST_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(remote, "PAUSES", (0, 0))
     monkeypatch.setattr(remote, "FULL_MEBIBYTES", 0)
     refusals = iter([True, True, False])
 
@@ -113,18 +113,6 @@ def test_retry_gives_up_at_once_if_the_sweep_is_over(tmp_path: Path) -> None:
 
     with pytest.raises(remote.NoSuchSweepError, match="over"):
         remote.retry(action, "git push", tmp_path)
-
-
-def test_keep_leaves_nothing_half_written_where_an_object_is_missing(tmp_path: Path) -> None:
-    cache, directory = tmp_path / "cache", tmp_path / "unpushed/sgd-0.5-0"
-    (cache / "runs").mkdir(parents=True)
-
-    with pytest.raises(
-        StudyError, match=r"unpushed/sgd-0\.5-0: the result cannot be kept for the next call: .*No such"
-    ):
-        remote.keep([Path("files/md5/ab/cd")], cache, directory)
-
-    assert [*directory.parent.iterdir()] == []
 
 
 def test_retry_gives_up_at_once_if_the_disk_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

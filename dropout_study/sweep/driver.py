@@ -8,20 +8,19 @@ import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from threading import Event
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
-from dropout_study import devices, files, report
+from dropout_study import files, report
 from dropout_study.commands import DVC, environment, without_credentials
 from dropout_study.console import StudyError, duration, say, training_speed
 from dropout_study.settings import Settings, load_settings
-from dropout_study.sweep import board as boards
 from dropout_study.sweep import project, ray_pool, remote
 from dropout_study.sweep.board import FAILED, WAITING, Board
-from dropout_study.sweep.local_pool import LocalPool, cpu_sets
+from dropout_study.sweep.local_pool import LocalPool
 from dropout_study.sweep.worker import clear
 
 DEFAULT_WORKERS = 2
-STOPPING = "stopping: trainings end after their step, and resume next time"
+STOPPING = b"\nstopping: trainings end after their step, and resume next time\n"
 BUSY = "another sweep runs in this project; `dropout-study status` shows it"
 
 
@@ -29,7 +28,7 @@ class Engine(Protocol):
     """What trains the variants of a sweep."""
 
     def run(self, board: Board, interrupted: Event) -> None:
-        """Train the variants of the board, and note on it what becomes of each."""
+        """Train the variants of the board, and note the progress of each on it."""
 
     def take_in(self, study_keys: Sequence[str]) -> Mapping[str, str]:
         """Take the results so far into this project; return why some are refused, by variant.
@@ -41,73 +40,55 @@ class Engine(Protocol):
         """Return where the logs of variants are that failed."""
 
 
-class Options(NamedTuple):
-    """How to sweep: with how many `workers` (None: as many as make sense), `threads` each (None: cores / workers).
+def sweep(
+    workers: int | None = None,
+    ray: ray_pool.RayOptions | None = None,
+    *,
+    keep_going: bool = False,
+    dry_run: bool = False,
+) -> None:
+    """Train what is missing of the study, up to `workers` variants at a time, and evaluate.
 
-    If a variant fails, no more variants are started by default; `keep_going` starts the others, `fail_fast` ends those
-    that run.
-    """
-
-    workers: int | None = None
-    threads: int | None = None
-    keep_going: bool = False
-    fail_fast: bool = False
-    dry_run: bool = False
-
-
-def sweep(options: Options, ray: ray_pool.RayOptions | None = None) -> None:
-    """Train what is missing of the study with several workers, and evaluate. Raises `StudyError` if anything failed.
-
-    The workers are clones on this machine, or with `ray` tasks of a Ray cluster.
+    The workers are clones on this machine, or with `ray` tasks of a cluster. If a variant fails here, no more are
+    started unless `keep_going`. Raises `StudyError` if anything failed.
     """
     if ray:
-        ray_pool.require_ray(ray.address)
+        ray_pool.require_ray()
     settings = load_settings()
     project.require_own_repository()
-    study_keys = [variant.key for variant in settings.variants]
-    if ray and not settings.train.threads:
+    if not settings.train.threads:
         raise StudyError(
-            f"{files.SETTINGS}: train.threads is 0, all cores; Ray counts cores, but gives a training none of its own: "
-            "set it to 1 or more"
+            f"{files.SETTINGS}: train.threads = 0, all cores of a machine, which trainings beside each other would "
+            "share; set it to 1 or more"
         )
-    on_cluster = ray is not None and ray.address is not None
-    workers = options.workers or (len(study_keys) if on_cluster else DEFAULT_WORKERS)
-    threads = threads_per_worker(settings, workers, options.threads)
+    study_keys = [variant.key for variant in settings.variants]
     with files.locked(project.SWEEP / "lock", BUSY):
-        if not options.dry_run:
-            boards.STATUS.unlink(missing_ok=True)
+        if not dry_run:
             for path in clear(project.SWEEP):
                 say(f"removed the clone of a sweep that was killed: {path}")
-            if ray:
-                ray_pool.take_in_previous(study_keys)
             dvc("repro", "normalize")
         keys = project.missing(study_keys)
         seconds = known_seconds(settings)
-        if on_cluster:
-            say(f"{len(keys)} of {len(study_keys)} variants to train by the cluster at {ray.address if ray else ''}")
-        else:
-            _announce(settings, keys, min(workers, len(keys)), threads, seconds)
-        if keys:
-            _say_what_is_uncommitted()
-        if options.dry_run:
+        at_a_time = min(workers or (len(keys) if ray else DEFAULT_WORKERS), len(keys))
+        each = report.count(settings.train.threads, "thread")
+        by = f" with {report.count(at_a_time, 'worker')}, {each} each" if keys else ""
+        say(f"{len(keys)} of {len(study_keys)} variants to train{by}")
+        if keys and seconds:
+            median = statistics.median(seconds)
+            about = duration(median * math.ceil(len(keys) / at_a_time))
+            say(f"about {about} if workers do not slow each other: a training took {duration(median)}, by the logs")
+        if dry_run:
             for key in keys:
                 say(f"would train {key}")
             return
-        if not keys:
-            dvc("repro")
-            return
-        board = Board(keys, min(workers, len(keys)), seconds)
-        engine: Engine
-        if ray:
-            engine = ray_pool.RayPool(ray, threads)
-        else:
-            cores = cpu_sets(board.workers, threads, pinned=not settings.train.threads)
-            engine = LocalPool(cores, keep_going=options.keep_going, fail_fast=options.fail_fast)
-        try:
-            _train(board, engine, study_keys)
-            dvc("repro")
-        finally:
-            boards.show(boards.final_table(board))
+        if keys:
+            board = Board(keys, at_a_time, seconds)
+            engine: Engine = ray_pool.RayPool(ray, settings.train.threads) if ray else LocalPool(keep_going=keep_going)
+            try:
+                _train(board, engine, study_keys)
+            finally:
+                say(f"\n{board.table()}")
+        dvc("repro")
 
 
 def send(repository: str) -> None:
@@ -115,25 +96,23 @@ def send(repository: str) -> None:
     settings = load_settings()
     project.require_own_repository()
     with files.locked(project.SWEEP / "lock", BUSY):
-        boards.STATUS.unlink(missing_ok=True)
         dvc("repro", "normalize")
         keys = project.missing(variant.key for variant in settings.variants)
         if not keys:
             say("every variant is trained: nothing to send")
             return
-        _say_what_is_uncommitted()
         sweep = remote.send(repository, keys)
     say(instructions(repository, sweep, len(keys)))
 
 
 def instructions(repository: str, sweep: str, variants: int) -> str:
     """Return how to train and collect the `variants` of a sweep that was sent, without the credentials of a URL."""
-    place = without_credentials(repository)
+    shown = without_credentials(repository)
     own = "\nThe URL had credentials, left out here: each machine needs its own, as from a Git credential helper."
     return (
-        f"{sweep}: {report.count(variants, 'variant')} sent to {place}.{own * (place != repository)} On each machine, "
-        f"for 0 to {variants - 1}:\n\n  dropout-study sweep worker {place} {sweep} --index N\n\n"
-        f"Then here:\n\n  dropout-study sweep collect {place} {sweep}"
+        f"{sweep}: {report.count(variants, 'variant')} sent to {shown}.{own * (shown != repository)} On each machine, "
+        f"for 0 to {variants - 1}:\n\n  dropout-study sweep worker {shown} {sweep} --index N\n\n"
+        f"Then here:\n\n  dropout-study sweep collect {shown} {sweep}"
     )
 
 
@@ -144,7 +123,6 @@ def collect(repository: str, sweep: str) -> None:
     """
     study_keys = [variant.key for variant in load_settings().variants]
     with files.locked(project.SWEEP / "lock", BUSY):
-        boards.STATUS.unlink(missing_ok=True)
         project.lock_text()
         dvc("repro", "normalize")
         collected = remote.collect(repository, sweep, study_keys)
@@ -169,50 +147,6 @@ def forget(repository: str, sweep: str) -> None:
     say(f"{sweep}: given up; the outputs of {report.count(pushed, 'trained variant')} stay in the DVC remote")
 
 
-def threads_per_worker(settings: Settings, workers: int, chosen: int | None) -> int:
-    """Return the threads that each worker computes with; raises `StudyError` if `chosen` cannot be had."""
-    fixed = settings.train.threads
-    if fixed:
-        if chosen not in (None, fixed):
-            raise StudyError(
-                f"--threads-per-worker {chosen}: {files.SETTINGS} fixes train.threads = {fixed}, a part of "
-                "the results; leave the option out, or set train.threads to 0"
-            )
-        return fixed
-    threads = chosen or max(1, devices.cores() // workers)
-    if threads > devices.cores():
-        raise StudyError(f"--threads-per-worker {threads}: this machine has {devices.cores()} cores; name at most that")
-    return threads
-
-
-def _announce(settings: Settings, keys: Sequence[str], workers: int, threads: int, seconds: Sequence[float]) -> None:
-    """Say what is going to be trained here, and how long it should take if trainings took `seconds` before."""
-    total, cores = len(settings.variants), devices.cores()
-    if not keys:
-        say(f"0 of {total} variants to train")
-        return
-    each = report.count(threads, "thread")
-    say(f"{len(keys)} of {total} variants to train with {report.count(workers, 'worker')}, {each} each")
-    if seconds:
-        took = statistics.median(seconds)
-        about = duration(took * math.ceil(len(keys) / workers))
-        say(f"about {about} if workers do not slow each other: a training took {duration(took)}, by the logs")
-    if not settings.train.threads and threads != cores:
-        say(
-            f"train.threads is 0: `dvc repro` would train with {cores} threads, not {threads}. Results "
-            "differ in their last digits, and provenance shows it; a fixed number gives equal bytes either way."
-        )
-    if threads * workers > cores:
-        say(f"{report.count(workers, 'worker')} × {each} on {report.count(cores, 'core')}: this will not be faster")
-
-
-def _say_what_is_uncommitted() -> None:
-    changed = project.uncommitted()
-    if changed:
-        more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
-        say(f"what runs is the workspace, which is not as committed: {', '.join(changed[:3])}{more}")
-
-
 def known_seconds(settings: Settings) -> list[float]:
     """Return how long trainings of the study's variants took, by their logs, those with as many epochs as now."""
     speeds = [training_speed(files.progress_file(variant.key)) for variant in settings.variants]
@@ -224,10 +158,9 @@ def _train(board: Board, engine: Engine, study_keys: Sequence[str]) -> None:
 
     `study_keys` has the variants of the study. Raises `StudyError` if some failed, were refused or were not trained.
     """
-    with _interruptible(lambda: board.note(STOPPING)) as interrupted:
+    with _interruptible(lambda: os.write(2, STOPPING)) as interrupted:
         try:
-            with board.shown():
-                engine.run(board, interrupted)
+            engine.run(board, interrupted)
         finally:
             refused = engine.take_in(study_keys)
     failed, waiting = board.in_state(FAILED), board.in_state(WAITING)

@@ -1,6 +1,5 @@
 """The default engine of a sweep: clones on this machine, each with a thread of the driver that waits for it."""
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from queue import Empty, Queue
@@ -14,17 +13,10 @@ from dropout_study.sweep.worker import Worker
 
 
 class LocalPool:
-    """Trains in clones on this machine, one for each of `cpu_sets`: the cores of a worker, or None for all of them.
+    """Trains in clones on this machine. If a variant fails, no more are started, unless `keep_going`."""
 
-    If a variant fails, no more are started, unless `keep_going`; with `fail_fast`, those that run are ended.
-    """
-
-    def __init__(
-        self, cpu_sets: Sequence[frozenset[int] | None], *, keep_going: bool = False, fail_fast: bool = False
-    ) -> None:
-        self.cpu_sets = cpu_sets
+    def __init__(self, *, keep_going: bool = False) -> None:
         self.keep_going = keep_going
-        self.fail_fast = fail_fast
         self._entries: dict[str, str] = {}
         self._waiting: Queue[str] = Queue()
         self._stopping = Event()
@@ -36,15 +28,14 @@ class LocalPool:
         for key in board.keys:
             self._waiting.put(key)
         directory = Path.cwd() / project.SWEEP
-        workers = [Worker(directory / f"worker-{i}", cores) for i, cores in enumerate(self.cpu_sets, 1)]
+        workers = [Worker(directory / f"worker-{i}") for i in range(1, board.workers + 1)]
 
         def work(worker: Worker) -> None:
             try:
                 worker.prepare(Path.cwd(), commit, cache, lock)
                 self._train_with(worker, board, interrupted)
             except BaseException as error:  # a thread's error is the sweep's
-                stopped = interrupted.is_set() or self._stopping.is_set()
-                if not (stopped and isinstance(error, StudyError)):  # else a command that `stop` ended
+                if not (interrupted.is_set() and isinstance(error, StudyError)):  # else a command that `stop` ended
                     self._errors.append(error)
                 self._stopping.set()
 
@@ -53,13 +44,11 @@ class LocalPool:
             for thread in threads:
                 thread.start()
             while any(thread.is_alive() for thread in threads):
-                interrupted.wait(0.2)
-                if interrupted.is_set() or (self._stopping.is_set() and self.fail_fast):
+                if interrupted.wait(0.2):
                     for worker in workers:
                         worker.stop()
                 for thread in threads:
                     thread.join(0.2)
-                board.write()
         finally:
             for worker in workers:
                 worker.remove()
@@ -77,14 +66,14 @@ class LocalPool:
             outcome = worker.train(key, lambda *line, key=key: board.line(key, *line))
             if outcome.entry:
                 self._entries[key] = outcome.entry
-                board.ended(key, TRAINED, outcome.cpu_seconds)
-            elif interrupted.is_set() or self._stopping.is_set():
-                board.ended(key, WAITING, outcome.cpu_seconds, "interrupted")
+                board.ended(key, TRAINED)
+            elif interrupted.is_set():
+                board.ended(key, WAITING, "interrupted")
             elif outcome.signalled and board.rows[key].attempts < ATTEMPTS:
-                board.ended(key, WAITING, outcome.cpu_seconds, "killed, will be tried again")
+                board.ended(key, WAITING, "killed, will be tried again")
                 self._waiting.put(key)
             else:
-                board.ended(key, FAILED, outcome.cpu_seconds)
+                board.ended(key, FAILED)
                 if not self.keep_going:
                     self._stopping.set()
 
@@ -98,11 +87,3 @@ class LocalPool:
     def logs(self) -> str:
         """Return where the logs of variants are that failed."""
         return str(files.LOGS)
-
-
-def cpu_sets(workers: int, threads: int, *, pinned: bool) -> list[frozenset[int] | None]:
-    """Return the cores of each worker: `threads` of its own if `pinned`, else None."""
-    if not pinned or not hasattr(os, "sched_getaffinity"):
-        return [None] * workers
-    cores = sorted(os.sched_getaffinity(0))
-    return [frozenset(cores[(i * threads + j) % len(cores)] for j in range(threads)) for i in range(workers)]

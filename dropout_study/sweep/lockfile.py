@@ -3,7 +3,6 @@
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import takewhile
-from pathlib import Path
 
 HEADER = "schema: '2.0'\nstages:\n"
 
@@ -30,12 +29,6 @@ def only(text: str, stages: Iterable[str]) -> str:
     """Return a dvc.lock with nothing but `stages` of the one in `text`: what DVC reads and writes fast."""
     blocks = split(text)
     return join({name: blocks[name] for name in stages if name in blocks})
-
-
-def objects(block: str) -> list[Path]:
-    """Return where DVC's cache has the outputs of a stage, which are files, by its block."""
-    hashes = re.findall(r"^ +md5: ([0-9a-f]{32})$", block.partition("\n    outs:\n")[2], re.MULTILINE)
-    return [Path("files/md5", value[:2], value[2:]) for value in hashes]
 
 
 def merged(text: str, entries: Mapping[str, str], order: Sequence[str]) -> str:

@@ -53,13 +53,6 @@ def missing(keys: Iterable[str]) -> list[str]:
     return [key for key in keys if stage_of(key) in stale or not stale.keys().isdisjoint(DATA_STAGES)]
 
 
-def uncommitted() -> list[str]:
-    """Return the files of the workspace that are not as in the last commit, results left out."""
-    lines = output("git", "status", "--porcelain", "--untracked-files=all").splitlines()
-    paths = [line[3:].partition(" -> ")[2] or line[3:] for line in lines]
-    return [path for path in paths if not path.startswith(("metrics/", "results/")) and path != str(LOCK)]
-
-
 def snapshot(message: str) -> str:
     """Keep the workspace as a commit on a private ref, untracked files included, and return that commit.
 

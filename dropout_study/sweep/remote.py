@@ -19,20 +19,18 @@ from typing import NamedTuple, TypeVar
 
 from dropout_study import files
 from dropout_study.commands import DVC, output, without_credentials
-from dropout_study.console import StudyError, duration, printable, say
+from dropout_study.console import StudyError, duration, say
 from dropout_study.sweep import lockfile, project
 from dropout_study.sweep.board import TRAINED
 from dropout_study.sweep.project import GIT_IDENTITY, LOCK
-from dropout_study.sweep.worker import DATA, OnLine, Worker, remove_leftovers
+from dropout_study.sweep.worker import DATA, SHARED_CACHE, OnLine, Worker, remove_leftovers
 
 PREFIX = "refs/dropout-study/sweeps"
 ENTRY = "dvc.lock"
 PROVENANCE = "provenance.json"
 LOGS = {"training.log": files.log_file, "training.jsonl": files.progress_file}
-UNPUSHED = "unpushed"  # below the checkpoints: results that could not be pushed, each as a DVC cache
-NETWORK_ATTEMPTS = 10  # of a pull or push
-FIRST_PAUSE_SECONDS = 2.0  # before it is tried again; doubled each time, up to
-LONGEST_PAUSE_SECONDS = 60.0
+CACHE = "cache"  # below the checkpoints: DVC's, with the data, and with results until they are pushed
+PAUSES = (2, 4, 8, 16, 32, 60, 60, 60, 60)  # seconds before a pull or push is tried again
 FULL_MEBIBYTES = 16  # a scratch directory with less left has no room for a clone
 
 
@@ -68,16 +66,16 @@ def require_remote() -> None:
     config = ConfigParser(interpolation=None)
     config.read(".dvc/config", encoding="utf-8")
     name = config.get("core", "remote", fallback="")
-    place = config.get(f"'remote \"{name}\"'", "url", fallback="").strip("'\"")
-    if not place:
+    location = config.get(f"'remote \"{name}\"'", "url", fallback="").strip("'\"")
+    if not location:
         raise StudyError(
             ".dvc/config: has no default DVC remote, through which workers get data and give results; "
             "`dvc remote add --default NAME URL`, without --local or --global"
         )
-    if "://" not in place and not place.startswith("/"):
+    if "://" not in location and not location.startswith("/"):
         raise StudyError(
-            f".dvc/config: the remote {name} is at {place}, a relative path, which leads elsewhere in the clone of a "
-            "worker; write an absolute path or a URL there"
+            f".dvc/config: the remote {name} is at {location}, a relative path, which leads elsewhere in the "
+            "clone of a worker; write an absolute path or a URL there"
         )
 
 
@@ -95,7 +93,7 @@ def send(repository: str, keys: Sequence[str]) -> str:
 
 
 class NoSuchSweepError(StudyError):
-    """A sweep was never sent, or is over."""
+    """The repository has no snapshot of a sweep: it was never sent, or is over."""
 
 
 def pushed_variants(repository: str, sweep: str) -> set[str]:
@@ -130,19 +128,15 @@ class RemoteWorker(Worker):
         return output("git", *arguments, cwd=self.directory, variables=GIT_IDENTITY)
 
     def train_and_push(self, key: str, checkpoints: Path, logs: Path, on_line: OnLine) -> None:
-        """Pull the data, train a variant, and push what came of it. Raises `StudyError` if any of it fails.
+        """Pull the data, train a variant, and push the result. Raises `StudyError` if any of it fails.
 
-        If it ends before all is pushed, in whatever way but a kill, the result is kept below `checkpoints`, and the
-        next call there, in this sweep or another, begins with it.
+        DVC's cache is below `checkpoints`, so that the next call there finds what was not pushed.
         """
         lock = lockfile.only((self.directory / LOCK).read_text(encoding="utf-8"), project.DATA_STAGES)
-        self.configure(lock, checkpoints, logs)
-        cache, unpushed = self.directory / ".dvc/cache", checkpoints / UNPUSHED / key
-        if unpushed.exists():
-            shutil.copytree(unpushed, cache, dirs_exist_ok=True)
+        self.configure(lock, checkpoints, logs, SHARED_CACHE.format(cache=checkpoints / CACHE))
 
-        def persist(what: str, action: Callable[[], object]) -> None:
-            retry(action, f"{key}: {what}", self.directory, on_line)
+        def persist(name: str, action: Callable[[], object]) -> None:
+            retry(action, f"{key}: {name}", self.directory, on_line)
 
         persist("dvc pull", lambda: self.dvc("pull", *DATA))
         entry = self._train_or_restore(key, on_line, "--pull")
@@ -151,12 +145,8 @@ class RemoteWorker(Worker):
         try:
             persist("dvc push", lambda: self.dvc("push", "--run-cache", project.stage_of(key)))
             persist("git push", lambda: self._push_entry(key, entry))
-        except BaseException as error:
-            keep(lockfile.objects(entry), cache, unpushed)
-            if not isinstance(error, StudyError):
-                raise
-            raise StudyError(f"{key}: trained, but not pushed; kept in {unpushed} for the next call: {error}") from None
-        shutil.rmtree(unpushed, ignore_errors=True)
+        except StudyError as error:
+            raise StudyError(f"{key}: trained, but not pushed, which the next call does: {error}") from None
 
     def _train_or_restore(self, key: str, on_line: OnLine, option: str) -> str:
         """Train a variant, or take it from DVC's cache; return its entry in dvc.lock."""
@@ -196,47 +186,26 @@ def print_line(text: str, _: object = None) -> None:
     say(text)
 
 
-def retry(action: Callable[[], Value], what: str, directory: Path, on_line: OnLine = print_line) -> Value:
-    """Do something that a network may refuse for a while, again and again for five minutes; then raise its error.
+def retry(action: Callable[[], Value], name: str, directory: Path, on_line: OnLine = print_line) -> Value:
+    """Return the result of `action`, which uses the network, after up to ten attempts in five minutes.
 
-    If the disk of `directory` is full, that is why, and it is raised at once. `on_line` gets what is said meanwhile.
+    Raises its `StudyError` after the last attempt, or at once if the sweep is over or the disk of `directory` is full.
+    `on_line` gets a line per failure.
     """
-    attempt = 0
-    while True:
-        attempt += 1
+    for pause in PAUSES:
         try:
             return action()
         except StudyError as error:
-            full = free_mebibytes(directory) < FULL_MEBIBYTES
-            if attempt == NETWORK_ATTEMPTS or full or isinstance(error, NoSuchSweepError):
+            if free_mebibytes(directory) < FULL_MEBIBYTES or isinstance(error, NoSuchSweepError):
                 raise
-            pause = min(FIRST_PAUSE_SECONDS * 2 ** (attempt - 1), LONGEST_PAUSE_SECONDS)
-            on_line(f"{what} failed, again in {duration(pause)}: {error}")
+            on_line(f"{name} failed, again in {duration(pause)}: {error}")
             time.sleep(pause)
+    return action()
 
 
 def free_mebibytes(directory: Path) -> int:
     """Return how much room is left on the disk of `directory`."""
     return shutil.disk_usage(directory).free >> 20
-
-
-def keep(objects: Iterable[Path], cache: Path, directory: Path) -> None:
-    """Copy `objects` of a DVC cache, and its run cache, to `directory`, atomically; replace what is there.
-
-    Raises `StudyError` if that fails, for example because the disk is full.
-    """
-    new = directory.with_name(f".{directory.name}.{secrets.token_hex(4)}")
-    try:
-        shutil.copytree(cache / "runs", new / "runs")
-        for path in objects:
-            (new / path).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(cache / path, new / path)
-        shutil.rmtree(directory, ignore_errors=True)
-        new.rename(directory)
-    except OSError as error:
-        raise StudyError(f"{directory}: the result cannot be kept for the next call: {printable(error)}") from error
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
 
 
 def logs(scratch: Path, sweep: str) -> Path:

@@ -11,18 +11,16 @@ from pathlib import Path
 from dropout_study import checkpoint, files
 from dropout_study.console import StudyError, duration, last_progress, say
 from dropout_study.settings import load_settings
-from dropout_study.sweep import board as boards
 from dropout_study.sweep import lockfile
 from dropout_study.sweep.driver import known_seconds
-from dropout_study.sweep.project import SWEEP, lock_text, refusals, stage_of
+from dropout_study.sweep.project import lock_text, refusals, stage_of
 
 
 def show_status() -> None:
-    """Print the state of the sweep that runs; without one, that of `dvc repro`, by outputs, locks and logs."""
-    if is_locked(SWEEP / "lock") and (status := boards.read_status()):
-        rows, left = status
-        boards.show(boards.drawn(rows, left))
-        return
+    """Print which variants are trained, which train on this machine, and about how long the rest takes.
+
+    By outputs, locks and logs, so it is the same for `dvc repro` and for a sweep.
+    """
     settings = load_settings()
     keys = [variant.key for variant in settings.variants]
     running = [key for key in keys if is_locked(checkpoint.lock_file(key))]
@@ -33,8 +31,8 @@ def show_status() -> None:
     seconds = known_seconds(settings)
     if running and seconds:
         each = statistics.median(seconds)
-        begin = min(checkpoint.lock_file(key).stat().st_mtime for key in running)
-        left = max(0.0, (len(keys) - len(trained)) * each - min(each, time.time() - begin))
+        spent = sum(min(each, time.time() - checkpoint.lock_file(key).stat().st_mtime) for key in running)
+        left = ((len(keys) - len(trained)) * each - spent) / len(running)
         say(f"about {duration(left)} left, at {duration(each)} each")
 
 

@@ -23,11 +23,10 @@ from dropout_study.sweep import keeper, lockfile
 from dropout_study.sweep.board import LAST_LINES
 from dropout_study.sweep.project import LOCK, stage_of
 
-# What DVC says of a training that a signal ended, itself or below a shell, which adds 128; and the keeper's exit status
-# if a signal ended DVC itself.
+# Exit codes that mean "killed by a signal": -N from Python, 128+N from a shell, as DVC reports them, or the keeper.
 KILLED = re.compile(r"exited with (-\d+|129|1[345]\d)$")
 SIGNALLED = range(129, 160)
-# What is data to a training, of all that download and normalize write.
+# The data that a training reads, of all that download and normalize write.
 DATA = ("data/raw/classes.json", "normalize")
 CONFIG = """[core]
     analytics = false
@@ -39,29 +38,25 @@ SHARED_CACHE = """[cache]
 """
 
 
-# Takes a line and, where it is one of a training, how far that is.
-OnLine = Callable[..., None]
+OnLine = Callable[..., None]  # takes a line and, where it is one of a training, how far that is
 
 
 class Outcome(NamedTuple):
-    """What came of a variant: its entry in dvc.lock, or None and the last lines that were printed.
+    """The result of a variant: its entry in dvc.lock, or None and the last lines that were printed.
 
-    `signalled` is whether a signal ended it, which says nothing against the variant; `cpu_seconds` are those of all
-    processes that took part.
+    `signalled` is whether a signal ended it, which says nothing against the variant.
     """
 
     entry: str | None
     last_lines: Sequence[str]
     signalled: bool = False
-    cpu_seconds: float = 0.0
 
 
 class Worker:
-    """A clone of the project in `directory` that trains variants one at a time, on `cores` (None: on all)."""
+    """A clone of the project in `directory` that trains variants one at a time."""
 
-    def __init__(self, directory: Path, cores: frozenset[int] | None = None) -> None:
+    def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self.cores = cores
         self._lock = ""
         self._checkpoints = Path()
         self._held: IO[bytes] | None = None
@@ -108,15 +103,13 @@ class Worker:
     def run(self, *command: str, variables: Mapping[str, str]) -> None:
         """Run a command in the clone that ends when this process does; raises `StudyError` if it fails."""
         lines: list[str] = []
-        status, _ = self._run_kept(command, lines.append, variables)
-        if status:
+        if self._run_kept(command, lines.append, variables):
             raise failure(command, "\n".join(lines).strip())
 
     def train(self, key: str, on_line: OnLine, *options: str) -> Outcome:
         """Train the variant `key`, or take it from DVC's cache.
 
-        `on_line` gets every line that is printed, with the progress of the training (`console.last_progress`).
-
+        `on_line` gets every line that is printed, with the progress of the training (`console.last_progress`);
         `options` are those of `dvc repro`.
         """
         (self.directory / LOCK).write_text(self._lock, encoding="utf-8")
@@ -128,17 +121,14 @@ class Worker:
             last_lines.append(line)
             on_line(line, last_progress(self.directory / files.progress_file(key)))
 
-        status, cpu_seconds = self._run_kept(command, pass_on, variables)
-        if status:
+        if status := self._run_kept(command, pass_on, variables):
             signalled = status < 0 or status in SIGNALLED or any(map(KILLED.search, last_lines))
-            return Outcome(None, [*last_lines], signalled, cpu_seconds)
+            return Outcome(None, [*last_lines], signalled)
         entry = lockfile.split((self.directory / LOCK).read_text(encoding="utf-8"))[stage_of(key)]
-        return Outcome(entry, [*last_lines], cpu_seconds=cpu_seconds)
+        return Outcome(entry, [*last_lines])
 
-    def _run_kept(
-        self, command: Sequence[str], on_line: Callable[[str], None], variables: Mapping[str, str]
-    ) -> tuple[int, float]:
-        """Run a command under a keeper, which ends it when this process dies; return its exit status and CPU seconds.
+    def _run_kept(self, command: Sequence[str], on_line: Callable[[str], None], variables: Mapping[str, str]) -> int:
+        """Run a command under a keeper, which ends it when this process dies; return its exit status.
 
         The clone stays locked until all that it started has ended.
         """
@@ -154,7 +144,6 @@ class Worker:
             errors="replace",
             start_new_session=True,
             pass_fds=[self._held.fileno()],
-            preexec_fn=self._pin if self.cores else None,
         )
         assert process.stdin
         self._stop = process.stdin.close
@@ -170,13 +159,9 @@ class Worker:
                 process.stdin.close()
                 pass_on()
                 raise
-            _, wait_status, usage = os.wait4(process.pid, 0)
-            process.returncode = os.waitstatus_to_exitcode(wait_status)
+            status = process.wait()
             self._stop = None
-        return process.returncode, usage.ru_utime + usage.ru_stime
-
-    def _pin(self) -> None:
-        os.sched_setaffinity(0, self.cores or ())
+        return status
 
     def stop(self) -> None:
         """End what is being trained, from another thread: after its step, and within seconds."""

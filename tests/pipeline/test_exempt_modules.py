@@ -33,6 +33,7 @@ def test_every_exempt_module_is_changed() -> None:
     assert set(CHANGES) == set(EXCEPTIONS)
 
 
+@pytest.mark.slow
 def test_exempt_modules_define_no_number(tmp_path: Path) -> None:
     """All are changed at once; if this fails, change them one by one to see which one it is."""
     clone = small_project(tmp_path / "project")

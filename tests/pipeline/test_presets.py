@@ -1,4 +1,4 @@
-"""Two of the presets, run shrunk to a few images and one epoch, from normalize to plot."""
+"""The article's preset, run shrunk to a few images and three epochs, with every new setting changed."""
 
 import hashlib
 from pathlib import Path
@@ -11,7 +11,7 @@ from dropout_study.settings import load_settings
 from tests.clones import PROJECT, Clone, small_project
 from tests.datasets.test_cifar10 import content, write_archive
 
-pytestmark = pytest.mark.pipeline
+pytestmark = [pytest.mark.pipeline, pytest.mark.slow]
 
 
 def shrunk(preset: Path, directory: Path) -> Clone:

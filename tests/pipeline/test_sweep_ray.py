@@ -1,118 +1,99 @@
-"""`dropout-study sweep --ray`: a real Ray on loopback."""
+"""`dropout-study sweep --address`: a real Ray cluster on loopback. tests/stress kills parts of it."""
 
 import signal
-import subprocess
-import tempfile
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from tests.clones import Clone, environment
-from tests.sweeps import KEYS, gates, outputs, processes, share, started, wait_until
+from tests.clones import Clone, finish
+from tests.ray_cluster import Nodes, running_nodes
+from tests.sweeps import KEYS, gates, outputs, processes, release, share, started, undisturbed_outputs, wait_until
 
 pytestmark = [pytest.mark.pipeline, pytest.mark.slow]
 
 
-@pytest.fixture
-def shared(swept: Clone, tmp_path: Path) -> list[str]:
-    """What the options are that name a Git repository and a scratch directory; the project has a DVC remote."""
-    return ["--repository", str(share(swept, tmp_path)), "--scratch", str(tmp_path / "scratch")]
-
-
-def listening(pids: list[int]) -> set[str]:
-    """Return the addresses on which the processes listen, by the sockets that /proc lists."""
-    inodes = set()
-    for pid in pids:
-        for link in Path(f"/proc/{pid}/fd").glob("*"):
-            try:
-                inodes.add(str(link.readlink()))
-            except OSError:
-                continue
-    addresses = set()
-    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
-        for line in Path(table).read_text().splitlines()[1:]:
-            fields = line.split()
-            if fields[3] == "0A" and f"socket:[{fields[9]}]" in inodes:
-                addresses.add(fields[1].partition(":")[0])
-    return addresses
+@pytest.fixture(scope="module")
+def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
+    with running_nodes(tmp_path_factory.mktemp("ray")) as nodes:
+        yield nodes
 
 
 @pytest.fixture
-def temporary() -> Iterator[Path]:
-    """A directory for temporary files of a short path, which Ray's sockets need."""
-    with tempfile.TemporaryDirectory(dir="/tmp") as name:
-        yield Path(name)
+def options(nodes: Nodes, swept: Clone, tmp_path: Path) -> list[str]:
+    """The options of a sweep on the cluster; the project has a DVC remote."""
+    repository = str(share(swept, tmp_path))
+    return ["--address", nodes.address, "--repository", repository, "--scratch", str(tmp_path / "scratch")]
 
 
-def processes_with(temporary: Path) -> list[int]:
-    """Return the processes whose temporary files are in `temporary`: the sweep's, Ray's and all that they start."""
-    pids = []
-    for path in Path("/proc").glob("[0-9]*/environ"):
-        with suppress(OSError):
-            if f"TMPDIR={temporary}\0".encode() in path.read_bytes():
-                pids.append(int(path.parent.name))
-    return pids
+def refs(clone: Clone, options: list[str]) -> str:
+    return clone.run("git", "ls-remote", options[3], "refs/dropout-study/*").stdout
 
 
-def test_ray_gives_the_bytes_of_a_sequential_run(shared: list[str], swept: Clone, temporary: Path) -> None:
-    swept.run("dropout-study", "sweep", "--ray", *shared, RAY_ADDRESS="127.0.0.1:1", TMPDIR=str(temporary))
-    by_ray = outputs(swept)
+def test_ray_gives_the_bytes_of_a_sequential_run(
+    nodes: Nodes, options: list[str], swept: Clone, tmp_path: Path
+) -> None:
+    expected = undisturbed_outputs(swept, tmp_path / "sequential")
+    (gates(swept) / "started").unlink()
 
-    for path in [swept.path / "dvc.lock", *(swept.path / "models/variants").iterdir()]:
-        path.unlink()
-    swept.run("git", "checkout", "--quiet", "dvc.lock")
-    swept.repro("--force")
+    printed = finish(swept.start("dropout-study", "sweep", *options, **nodes.variables))
 
-    assert outputs(swept) == by_ray
-    assert [*temporary.glob("study-ray-*")] == []
-    assert sorted(started(swept)[:4]) == sorted(KEYS)
+    assert "4 of 4 variants to train" in printed
+    assert outputs(swept) == expected
+    assert sorted(started(swept)) == sorted(KEYS)
+    assert refs(swept, options) == ""
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_ray_leaves_nothing_running_and_keeps_what_is_trained(
-    shared: list[str], swept: Clone, temporary: Path, number: int
+    nodes: Nodes, options: list[str], swept: Clone
 ) -> None:
     (gates(swept) / "hold-adadelta-0.0-0").touch()
-    sweep = subprocess.Popen(
-        ["dropout-study", "sweep", "--ray", *shared],
-        cwd=swept.path,
-        env=environment(TMPDIR=str(temporary)),
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    status = swept.path / ".dvc/tmp/sweep/status.json"
-    wait_until(lambda: status.exists() and status.read_text().count('"trained"') == 3)
-    addresses = listening(processes_with(temporary))
+    sweep = swept.start("dropout-study", "sweep", *options, **nodes.variables)
+    assert sweep.stdout
+    while "; 3 of 4" not in sweep.stdout.readline():
+        pass
 
-    sweep.send_signal(number)
-    sweep.communicate(timeout=300)
+    sweep.send_signal(signal.SIGINT)
+    printed, _ = sweep.communicate(timeout=300)
 
-    assert addresses <= {"0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F"}
-    assert addresses
-    assert sweep.returncode == 130
-    wait_until(lambda: not processes(Clone(Path(shared[3]))), 30)
-    assert not list(Path(shared[3]).glob("worker-*"))
-    wait_until(lambda: not processes_with(temporary), 30)
-    assert not (swept.path / ".dvc/tmp/sweep/ray-token").exists()
-    assert swept.run("git", "ls-remote", shared[1], "refs/dropout-study/*").stdout == ""
+    assert sweep.returncode == 130, printed
+    wait_until(lambda: not processes(Clone(Path(options[5]))), 30)
+    assert refs(swept, options) == ""
     assert (swept.path / "metrics/history/sgd-0.0-0.csv").exists()
-    (gates(swept) / "hold-adadelta-0.0-0").unlink()
+    release(swept)
     assert "1 of 4 variants to train" in swept.run("dropout-study", "sweep").stdout
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--ray", "--address", "auto"], "--ray starts a cluster, --address names one that runs"),
-        (["--ray"], "params.yaml: train.threads is 0, all cores; Ray counts cores"),
-    ],
-)
-def test_ray_refuses_what_contradicts_it(shared: list[str], swept: Clone, options: list[str], message: str) -> None:
-    swept.change(train__threads=0)
+def test_variant_that_fails_by_ray_does_not_stop_the_others(nodes: Nodes, options: list[str], swept: Clone) -> None:
+    (gates(swept) / f"fail-{KEYS[0]}").touch()
 
-    done = swept.run("dropout-study", "sweep", *options, *shared, check=False)
+    done = swept.run("dropout-study", "sweep", *options, "--workers", "1", check=False, **nodes.variables)
 
-    assert done.returncode != 0
-    assert message in done.stderr
+    assert done.returncode == 1
+    assert f"error: {KEYS[0]} cannot be trained" in done.stdout.replace("not trained; ", "error: ")
+    assert "1 of 4 variants failed" in done.stderr
+    assert started(swept) == [*KEYS]  # one at a time, in order
+
+
+def test_ray_refuses_trainings_that_no_machine_has_cores_for(nodes: Nodes, options: list[str], swept: Clone) -> None:
+    swept.change(train__threads=64)
+
+    done = swept.run("dropout-study", "sweep", *options, check=False, **nodes.variables)
+
+    assert done.returncode == 1
+    assert "error: no machine of the cluster has 64 cores, as each training needs; see train.threads" in done.stderr
+    assert refs(swept, options) == ""
+
+
+def test_ray_at_an_address_without_a_cluster_is_refused(nodes: Nodes, options: list[str], swept: Clone) -> None:
+    done = swept.run("dropout-study", "sweep", "--address", "127.0.0.1:1", *options[2:], check=False, **nodes.variables)
+
+    assert done.returncode == 1
+    assert "error: --address 127.0.0.1:1: no Ray cluster: " in done.stderr
+
+
+def test_address_without_a_repository_is_refused(swept: Clone) -> None:
+    done = swept.run("dropout-study", "sweep", "--address", "auto", check=False)
+
+    assert done.returncode == 2
+    assert "--address and --repository go together" in done.stderr

@@ -1,8 +1,8 @@
 """A Ray cluster of two nodes on 127.0.0.1, a processor each, as long as standard input is open.
 
 Each runs in a directory of its own below the one that the argument names. Prints its address. The line `kill` on
-standard input ends the second node as a power cut does, `add` adds another. The environment has what Ray needs: see
-`ray_pool.variables`.
+standard input ends the second node as a power cut does, `add` adds another. The environment has what docs/cluster.md
+sets.
 """
 
 import os

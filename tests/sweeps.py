@@ -1,9 +1,11 @@
-"""A project for tests of the sweep, whose trainings wait and fail as files beside it say; and what runs in it."""
+"""A project for tests of the sweep, whose trainings wait and fail as files beside it say; its sweeps and processes."""
 
 import os
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 from tests.clones import Clone, copied
 
@@ -114,3 +116,39 @@ def undisturbed_outputs(clone: Clone, copy: Path) -> dict[str, bytes]:
     with copied(clone, copy) as undisturbed:
         undisturbed.repro()
         return outputs(undisturbed)
+
+
+class Sweep(NamedTuple):
+    """A sweep that was sent from `clone` to a Git repository, and the directory of its workers."""
+
+    clone: Clone
+    repository: str
+    name: str
+    scratch: Path
+
+    @property
+    def elsewhere(self) -> Clone:
+        """A directory that is no project, from which workers are called."""
+        return Clone(self.clone.path.parent / "elsewhere")
+
+    def command(self, *arguments: str) -> list[str]:
+        return [
+            "dropout-study", "sweep", "worker", self.repository, self.name, "--scratch", str(self.scratch), *arguments,
+        ]  # fmt: skip
+
+    def collect(self) -> str:
+        return self.clone.run("dropout-study", "sweep", "collect", self.repository, self.name).stdout
+
+    def refs(self) -> list[str]:
+        listed = self.clone.run("git", "ls-remote", self.repository, "refs/dropout-study/*").stdout
+        return re.findall(r"refs/\S+", listed)
+
+
+def send(clone: Clone, directory: Path) -> Sweep:
+    """Send a sweep of the clone to a repository in `directory`, which gets the DVC remote, too."""
+    repository = str(share(clone, directory))
+    clone.run("git", "remote", "add", "shared", repository)
+    printed = clone.run("dropout-study", "sweep", "send", "shared").stdout
+    (name,) = re.findall(rf"^  dropout-study sweep worker {repository} (\S+) --index N$", printed, re.MULTILINE)
+    (directory / "elsewhere").mkdir()
+    return Sweep(clone, repository, name, directory / "scratch")

@@ -6,50 +6,31 @@ import shutil
 import signal
 import subprocess
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
 from dropout_study.console import StudyError
 from dropout_study.sweep import project, remote
-from tests.clones import PROJECT, Clone, environment
-from tests.sweeps import KEYS, gates, outputs, processes, set_hook, share, started, undisturbed_outputs, wait_until
+from tests.clones import Clone, environment
+from tests.sweeps import (
+    KEYS,
+    Sweep,
+    gates,
+    outputs,
+    processes,
+    send,
+    set_hook,
+    started,
+    undisturbed_outputs,
+    wait_until,
+)
 
-pytestmark = pytest.mark.pipeline
-
-
-class Sweep(NamedTuple):
-    """A sweep that was sent from `clone` to a Git repository, and the directory of its workers."""
-
-    clone: Clone
-    repository: str
-    name: str
-    scratch: Path
-
-    def command(self, *arguments: str) -> list[str]:
-        return [
-            "dropout-study", "sweep", "worker", self.repository, self.name, "--scratch", str(self.scratch), *arguments,
-        ]  # fmt: skip
-
-    def refs(self) -> list[str]:
-        return re.findall(
-            r"refs/\S+", self.clone.run("git", "ls-remote", self.repository, "refs/dropout-study/*").stdout
-        )
+pytestmark = [pytest.mark.pipeline, pytest.mark.slow]
 
 
 @pytest.fixture
 def sent(swept: Clone, tmp_path: Path) -> Sweep:
-    repository = str(share(swept, tmp_path))
-    swept.run("git", "remote", "add", "shared", repository)
-    printed = swept.run("dropout-study", "sweep", "send", "shared").stdout
-    (name,) = re.findall(rf"^  dropout-study sweep worker {repository} (\S+) --index N$", printed, re.MULTILINE)
-    (tmp_path / "elsewhere").mkdir()
-    return Sweep(swept, repository, name, tmp_path / "scratch")
-
-
-def elsewhere(sweep: Sweep) -> Clone:
-    """A directory that is no project, from which workers are called."""
-    return Clone(sweep.clone.path.parent / "elsewhere")
+    return send(swept, tmp_path)
 
 
 def other_h5py(directory: Path) -> str:
@@ -60,13 +41,12 @@ def other_h5py(directory: Path) -> str:
     return str(directory / "packages")
 
 
-@pytest.mark.slow
 def test_workers_and_collect_give_the_bytes_of_a_sequential_run(sent: Sweep, tmp_path: Path) -> None:
     expected = undisturbed_outputs(sent.clone, tmp_path / "sequential")
     shutil.rmtree(sent.clone.path / ".dvc/cache/runs", ignore_errors=True)
 
     for index in range(4):
-        elsewhere(sent).run(*sent.command("--index", str(index)))
+        sent.elsewhere.run(*sent.command("--index", str(index)))
     printed = sent.clone.run("dropout-study", "sweep", "collect", sent.repository, sent.name).stdout
 
     assert "4 variants taken in" in printed
@@ -77,34 +57,31 @@ def test_workers_and_collect_give_the_bytes_of_a_sequential_run(sent: Sweep, tmp
     assert not list(sent.scratch.glob("worker-*"))
 
 
-@pytest.mark.slow
 def test_worker_trains_nothing_that_is_pushed(sent: Sweep) -> None:
-    elsewhere(sent).run(*sent.command(KEYS[1]))
+    sent.elsewhere.run(*sent.command(KEYS[1]))
 
-    printed = elsewhere(sent).run(*sent.command(KEYS[1])).stdout
+    printed = sent.elsewhere.run(*sent.command(KEYS[1])).stdout
 
     assert printed.endswith(f"{KEYS[1]}  is trained and pushed already\n")
     assert started(sent.clone) == [KEYS[1]]
 
 
-@pytest.mark.slow
 def test_worker_that_died_between_its_pushes_is_not_trained_again(sent: Sweep) -> None:
-    elsewhere(sent).run(*sent.command(KEYS[0]))
+    sent.elsewhere.run(*sent.command(KEYS[0]))
     ref = f"refs/dropout-study/sweeps/{sent.name}/trained/{KEYS[0]}"
     sent.clone.run("git", "push", "--quiet", sent.repository, f":{ref}")
 
-    printed = elsewhere(sent).run(*sent.command(KEYS[0])).stdout
+    printed = sent.elsewhere.run(*sent.command(KEYS[0])).stdout
 
     assert printed.endswith(f"{KEYS[0]}  trained and pushed\n")
     assert started(sent.clone) == [KEYS[0]]
     assert ref in sent.refs()
 
 
-@pytest.mark.slow
 def test_worker_that_is_killed_leaves_nothing_running_and_is_called_again(sent: Sweep) -> None:
     gate = gates(sent.clone) / f"hold-{KEYS[0]}"
     gate.touch()
-    worker = subprocess.Popen(sent.command(KEYS[0]), cwd=elsewhere(sent).path, env=environment())
+    worker = subprocess.Popen(sent.command(KEYS[0]), cwd=sent.elsewhere.path, env=environment())
     wait_until(lambda: started(sent.clone) == [KEYS[0]])
 
     worker.kill()
@@ -112,16 +89,15 @@ def test_worker_that_is_killed_leaves_nothing_running_and_is_called_again(sent: 
 
     wait_until(lambda: not processes(Clone(sent.scratch)), 20)
     gate.unlink()
-    elsewhere(sent).run(*sent.command(KEYS[0]))
+    sent.elsewhere.run(*sent.command(KEYS[0]))
     assert not list(sent.scratch.glob("worker-*"))
     assert any(ref.endswith(KEYS[0]) for ref in sent.refs())
 
 
-@pytest.mark.slow
 def test_worker_ends_its_training_at_sigterm(sent: Sweep) -> None:
     (gates(sent.clone) / f"hold-{KEYS[0]}").touch()
     worker = subprocess.Popen(
-        sent.command(KEYS[0]), cwd=elsewhere(sent).path, env=environment(), stderr=subprocess.PIPE, text=True
+        sent.command(KEYS[0]), cwd=sent.elsewhere.path, env=environment(), stderr=subprocess.PIPE, text=True
     )
     wait_until(lambda: started(sent.clone) == [KEYS[0]])
 
@@ -134,22 +110,20 @@ def test_worker_ends_its_training_at_sigterm(sent: Sweep) -> None:
     assert processes(Clone(sent.scratch)) == []
 
 
-@pytest.mark.slow
 def test_push_that_is_refused_for_a_while_is_tried_again(sent: Sweep) -> None:
     """A hook of the repository refuses the first push, as a busy server may."""
     refused = Path(sent.repository) / "refused"
     set_hook(Path(sent.repository), f"[ -e {refused} ] || {{ touch {refused}; echo 'not now' >&2; exit 1; }}\n")
 
-    printed = elsewhere(sent).run(*sent.command(KEYS[0])).stdout
+    printed = sent.elsewhere.run(*sent.command(KEYS[0])).stdout
 
     assert f"{KEYS[0]}: git push failed, again in 2 s: `git push " in printed
     assert "not now" in printed
     assert any(ref.endswith(KEYS[0]) for ref in sent.refs())
 
 
-@pytest.mark.slow
 def test_collect_takes_in_what_is_there_and_says_what_is_missing(sent: Sweep) -> None:
-    elsewhere(sent).run(*sent.command(KEYS[2]))
+    sent.elsewhere.run(*sent.command(KEYS[2]))
 
     done = sent.clone.run("dropout-study", "sweep", "collect", sent.repository, sent.name, check=False)
 
@@ -160,9 +134,8 @@ def test_collect_takes_in_what_is_there_and_says_what_is_missing(sent: Sweep) ->
     assert len(sent.refs()) == 2
 
 
-@pytest.mark.slow
 def test_collect_refuses_what_was_trained_by_other_code(sent: Sweep) -> None:
-    elsewhere(sent).run(*sent.command(KEYS[0]))
+    sent.elsewhere.run(*sent.command(KEYS[0]))
     sent.clone.append("dropout_study/dropout.py")
 
     done = sent.clone.run("dropout-study", "sweep", "collect", sent.repository, sent.name, check=False)
@@ -172,9 +145,8 @@ def test_collect_refuses_what_was_trained_by_other_code(sent: Sweep) -> None:
     assert f"train@{KEYS[0]}" not in (sent.clone.path / "dvc.lock").read_text()
 
 
-@pytest.mark.slow
 def test_collect_refuses_what_was_trained_with_other_packages(sent: Sweep, tmp_path: Path) -> None:
-    elsewhere(sent).run(*sent.command(KEYS[0]), PYTHONPATH=other_h5py(tmp_path))
+    sent.elsewhere.run(*sent.command(KEYS[0]), PYTHONPATH=other_h5py(tmp_path))
 
     done = sent.clone.run("dropout-study", "sweep", "collect", sent.repository, sent.name, check=False)
 
@@ -183,13 +155,12 @@ def test_collect_refuses_what_was_trained_with_other_packages(sent: Sweep, tmp_p
     assert f"train@{KEYS[0]}" not in (sent.clone.path / "dvc.lock").read_text()
 
 
-@pytest.mark.slow
 def test_result_of_other_packages_in_the_remote_is_trained_again(sent: Sweep, tmp_path: Path) -> None:
     """Its entry was refused; DVC's run cache still has it."""
-    elsewhere(sent).run(*sent.command(KEYS[0]), PYTHONPATH=other_h5py(tmp_path))
+    sent.elsewhere.run(*sent.command(KEYS[0]), PYTHONPATH=other_h5py(tmp_path))
     sent.clone.run("dropout-study", "sweep", "collect", sent.repository, sent.name, check=False)
 
-    elsewhere(sent).run(*sent.command(KEYS[0]))
+    sent.elsewhere.run(*sent.command(KEYS[0]))
     done = sent.clone.run("dropout-study", "sweep", "collect", sent.repository, sent.name, check=False)
 
     assert started(sent.clone) == [KEYS[0]] * 2
@@ -198,10 +169,9 @@ def test_result_of_other_packages_in_the_remote_is_trained_again(sent: Sweep, tm
     assert json.loads(provenance)["versions"] == project.versions()
 
 
-@pytest.mark.slow
 def test_result_that_cannot_be_pushed_is_kept_until_it_is_pushed(sent: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
     """The repository refuses the entry; then the DVC remote has nothing but the data."""
-    monkeypatch.chdir(elsewhere(sent).path)
+    monkeypatch.chdir(sent.elsewhere.path)
     monkeypatch.setattr(remote, "PAUSES", ())
     hook = set_hook(Path(sent.repository), "exit 1\n")
     dvc_remote, data = sent.clone.path.parent / "remote", sent.clone.path.parent / "data"
@@ -219,10 +189,9 @@ def test_result_that_cannot_be_pushed_is_kept_until_it_is_pushed(sent: Sweep, mo
     assert not list(sent.scratch.glob("worker-*"))
 
 
-@pytest.mark.slow
 def test_worker_that_is_interrupted_before_its_push_keeps_the_result(sent: Sweep) -> None:
     hook = set_hook(Path(sent.repository), "exit 1\n")
-    worker = elsewhere(sent).start(*sent.command(KEYS[0]))
+    worker = sent.elsewhere.start(*sent.command(KEYS[0]))
     assert worker.stdout
     for line in worker.stdout:
         if "git push failed, again in" in line:
@@ -231,7 +200,7 @@ def test_worker_that_is_interrupted_before_its_push_keeps_the_result(sent: Sweep
     worker.send_signal(signal.SIGTERM)
     printed, _ = worker.communicate(timeout=300)
     hook.unlink()
-    elsewhere(sent).run(*sent.command(KEYS[0]))
+    sent.elsewhere.run(*sent.command(KEYS[0]))
 
     assert worker.returncode == 130, printed
     assert started(sent.clone) == [KEYS[0]]
@@ -239,36 +208,33 @@ def test_worker_that_is_interrupted_before_its_push_keeps_the_result(sent: Sweep
     assert not list(sent.scratch.glob("worker-*"))
 
 
-@pytest.mark.slow
 def test_forget_leaves_entries_that_came_after_the_last_collect(sent: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
     for key in KEYS[:2]:
-        elsewhere(sent).run(*sent.command(key))
+        sent.elsewhere.run(*sent.command(key))
     monkeypatch.chdir(sent.clone.path)
 
     remote.forget(sent.repository, sent.name, [KEYS[0]])
 
     assert [ref.rpartition("/")[2] for ref in sent.refs()] == [KEYS[1]]
-    late = elsewhere(sent).run(*sent.command(KEYS[2]), check=False)
+    late = sent.elsewhere.run(*sent.command(KEYS[2]), check=False)
     assert "has no such sweep" in late.stderr
 
 
-@pytest.mark.slow
 def test_forget_command_leaves_no_ref_and_another_sweep_finds_what_was_trained(sent: Sweep) -> None:
-    elsewhere(sent).run(*sent.command(KEYS[0]))
+    sent.elsewhere.run(*sent.command(KEYS[0]))
 
     printed = sent.clone.run("dropout-study", "sweep", "forget", sent.repository, sent.name).stdout
 
     assert printed == f"{sent.name}: given up; the outputs of 1 trained variant stay in the DVC remote\n"
     assert sent.refs() == []
-    late = elsewhere(sent).run(*sent.command(KEYS[1]), check=False)
+    late = sent.elsewhere.run(*sent.command(KEYS[1]), check=False)
     assert "has no such sweep" in late.stderr
     again = sent.clone.run("dropout-study", "sweep", "send", "shared").stdout
     (name,) = re.findall(r"sweep collect \S+ (\S+)$", again, re.MULTILINE)
-    elsewhere(sent).run(*sent._replace(name=name).command(KEYS[0]))
+    sent.elsewhere.run(*sent._replace(name=name).command(KEYS[0]))
     assert started(sent.clone) == [KEYS[0]]
 
 
-@pytest.mark.slow
 def test_collect_brings_the_logs(sent: Sweep) -> None:
     logs = remote.logs(sent.scratch, sent.name)
     logs.mkdir(parents=True)
@@ -277,7 +243,7 @@ def test_collect_brings_the_logs(sent: Sweep) -> None:
     here = sent.clone.path / f"logs/{KEYS[0]}.log"
     here.parent.mkdir(exist_ok=True)
     here.write_text("of an earlier run\n")
-    elsewhere(sent).run(*sent.command(KEYS[0]))
+    sent.elsewhere.run(*sent.command(KEYS[0]))
 
     for _ in range(2):
         sent.clone.run("dropout-study", "sweep", "collect", sent.repository, sent.name, check=False)
@@ -286,9 +252,8 @@ def test_collect_brings_the_logs(sent: Sweep) -> None:
     assert here.with_suffix(".jsonl").read_text().count('{"epoch": 1}\n') == 1
 
 
-@pytest.mark.slow
 def test_collect_without_a_lock_file_says_so(sent: Sweep) -> None:
-    elsewhere(sent).run(*sent.command(KEYS[0]))
+    sent.elsewhere.run(*sent.command(KEYS[0]))
     (sent.clone.path / "dvc.lock").unlink()
 
     done = sent.clone.run("dropout-study", "sweep", "collect", sent.repository, sent.name, check=False)
@@ -298,7 +263,6 @@ def test_collect_without_a_lock_file_says_so(sent: Sweep) -> None:
     assert len(sent.refs()) == 2
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -309,14 +273,13 @@ def test_collect_without_a_lock_file_says_so(sent: Sweep) -> None:
     ],
 )
 def test_worker_refuses_variants_that_the_sweep_does_not_have(sent: Sweep, arguments: list[str], message: str) -> None:
-    done = elsewhere(sent).run(*sent.command(*arguments), check=False)
+    done = sent.elsewhere.run(*sent.command(*arguments), check=False)
 
     assert done.returncode != 0
     assert message in done.stderr
     assert started(sent.clone) == []
 
 
-@pytest.mark.slow
 def test_unknown_sweep_is_refused(sent: Sweep) -> None:
     done = sent.clone.run("dropout-study", "sweep", "collect", sent.repository, "20260101-abcdef", check=False)
 
@@ -325,30 +288,8 @@ def test_unknown_sweep_is_refused(sent: Sweep) -> None:
     assert "has no such sweep" in done.stderr
 
 
-@pytest.mark.slow
 def test_options_of_the_local_sweep_are_refused_by_the_others(swept: Clone) -> None:
     done = swept.run("dropout-study", "sweep", "--workers", "3", "send", "somewhere", check=False)
 
     assert done.returncode == 2
     assert "--workers is not for send" in done.stderr
-
-
-@pytest.mark.slow
-def test_slurm_script_of_the_document_trains_every_variant(sent: Sweep, tmp_path: Path) -> None:
-    """With an `sbatch` that runs the array here, one job after the other, and an `srun` that runs its command."""
-    shutil.copy(PROJECT / "docs/sweep.sbatch", elsewhere(sent).path)
-    programs = tmp_path / "programs"
-    programs.mkdir()
-    (programs / "sbatch").write_text(
-        '#!/bin/sh\nlast=${1#--array=0-}; shift; script=$1; shift\nfor i in $(seq 0 "${last%%%*}"); do\n'
-        '  SLURM_CPUS_PER_TASK=1 SLURM_ARRAY_TASK_ID=$i sh "$script" "$@" || exit 1\ndone\n'
-    )
-    (programs / "srun").write_text('#!/bin/sh\n[ "$1" = --cpus-per-task=1 ] && shift && exec "$@"\n')
-    for program in programs.iterdir():
-        program.chmod(0o755)
-    submit = f"PATH={programs}:$PATH sbatch --array=0-3%2 sweep.sbatch {sent.repository} {sent.name}"
-
-    elsewhere(sent).run("sh", "-c", submit, HOME=str(tmp_path), TMPDIR=str(tmp_path))
-
-    assert sorted(started(sent.clone)) == sorted(KEYS)
-    assert len(sent.refs()) == 5

@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -45,6 +46,9 @@ class Options(NamedTuple):
     epoch_images: int = 4_096
 
 
+Contestant = Callable[[Options, Connection], Callable[[], Any]]  # prepares a turn
+
+
 def random_images(options: Options, count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Return normalized images, float32 [count, H, W, 3], and labels, uint8 [count]: random ones."""
     random = np.random.default_rng(seed)
@@ -52,10 +56,6 @@ def random_images(options: Options, count: int, seed: int = 0) -> tuple[np.ndarr
     return images, random.integers(0, CLASSES, count).astype(np.uint8)
 
 
-NAMES = (
-    *("stock", "ours", "ours_rate_0", "pytorch", "pytorch_compiled", "pytorch_rate_0", "ceiling"),
-    *("stock_bfloat16", "ours_bfloat16", "pytorch_bfloat16", "ceiling_bfloat16"),
-)
 # Each ratio is the speed of ours, first, to that of the other.
 RATIOS = {
     "stock": ("ours", "stock"),
@@ -249,10 +249,6 @@ def _stock(options: Options, _: Connection, policy: str = "float32") -> Callable
     return lambda: model.train_on_batch(*batch)
 
 
-def _stock_bfloat16(options: Options, turn: Connection) -> Callable[[], Any]:
-    return _stock(options, turn, "mixed_bfloat16")
-
-
 def _our_network(options: Options) -> Any:
     from dropout_study.network import build_network
 
@@ -284,14 +280,6 @@ def _ours(options: Options, _: Connection, precision: str = "float32") -> Callab
     step = training.make_step(model, optimizer, shards, precision=precision)
     batch = random_images(options, options.batch_size)
     return lambda: float(step(*batch)[0])
-
-
-def _ours_rate_0(options: Options, turn: Connection) -> Callable[[], Any]:
-    return _ours(options._replace(rate=0.0), turn)
-
-
-def _ours_bfloat16(options: Options, turn: Connection) -> Callable[[], Any]:
-    return _ours(options, turn, "bfloat16")
 
 
 def _ceiling(options: Options, _: Connection, precision: str = "float32") -> Callable[[], Any]:
@@ -353,10 +341,6 @@ def _ceiling(options: Options, _: Connection, precision: str = "float32") -> Cal
     return lambda: products(*tensors).numpy()
 
 
-def _ceiling_bfloat16(options: Options, turn: Connection) -> Callable[[], Any]:
-    return _ceiling(options, turn, "bfloat16")
-
-
 def _pytorch(options: Options, _: Connection, compiled: bool = False, bfloat16: bool = False) -> Callable[[], Any]:
     # As untyped modules: types are checked where PyTorch is installed and where it is not.
     torch: Any = importlib.import_module("torch")
@@ -394,18 +378,6 @@ def _pytorch(options: Options, _: Connection, compiled: bool = False, bfloat16: 
         return float(loss.item())
 
     return step
-
-
-def _pytorch_compiled(options: Options, turn: Connection) -> Callable[[], Any]:
-    return _pytorch(options, turn, compiled=True)
-
-
-def _pytorch_bfloat16(options: Options, turn: Connection) -> Callable[[], Any]:
-    return _pytorch(options, turn, bfloat16=True)
-
-
-def _pytorch_rate_0(options: Options, turn: Connection) -> Callable[[], Any]:
-    return _pytorch(options._replace(rate=0.0), turn)
 
 
 def _epoch_stock(options: Options, _: Connection) -> Callable[[], Any]:
@@ -460,21 +432,26 @@ def _epoch_ours(options: Options, turn: Connection) -> Callable[[], Any]:
     return take
 
 
-CONTESTANTS: dict[str, Callable[[Options, Connection], Callable[[], Any]]] = {
+def _without_dropout(contestant: Contestant, options: Options, turn: Connection) -> Callable[[], Any]:
+    return contestant(options._replace(rate=0.0), turn)
+
+
+CONTESTANTS: dict[str, Contestant] = {
     "stock": _stock,
     "ours": _ours,
-    "ours_rate_0": _ours_rate_0,
-    "ceiling": _ceiling,
-    "stock_bfloat16": _stock_bfloat16,
-    "ours_bfloat16": _ours_bfloat16,
-    "pytorch_bfloat16": _pytorch_bfloat16,
-    "ceiling_bfloat16": _ceiling_bfloat16,
+    "ours_rate_0": partial(_without_dropout, _ours),
     "pytorch": _pytorch,
-    "pytorch_compiled": _pytorch_compiled,
-    "pytorch_rate_0": _pytorch_rate_0,
+    "pytorch_compiled": partial(_pytorch, compiled=True),
+    "pytorch_rate_0": partial(_without_dropout, _pytorch),
+    "ceiling": _ceiling,
+    "stock_bfloat16": partial(_stock, policy="mixed_bfloat16"),
+    "ours_bfloat16": partial(_ours, precision="bfloat16"),
+    "pytorch_bfloat16": partial(_pytorch, bfloat16=True),
+    "ceiling_bfloat16": partial(_ceiling, precision="bfloat16"),
     "epoch_stock": _epoch_stock,
     "epoch_ours": _epoch_ours,
 }
+NAMES = [name for name in CONTESTANTS if not name.startswith("epoch")]  # those that take turns by steps
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -485,12 +462,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "minutes, and wants the machine for itself.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--rate", type=_rate, default=0.5, help="dropout rate, at least 0 and below 1")
-    parser.add_argument("--batch-size", type=_count, default=512, help="images a step")
-    parser.add_argument("--threads", type=_count, default=devices.cores(), help="threads of each contestant")
-    parser.add_argument("--image-size", type=_image_size, default=32, help="pixels a side, a power of two from 8")
-    parser.add_argument("--steps", type=_count, default=8, help="steps of each contestant, at most")
-    parser.add_argument("--epoch-images", type=_count, default=4_096, help="images an epoch")
+    parser.add_argument("--rate", type=float, default=0.5, help="dropout rate, at least 0 and below 1")
+    parser.add_argument("--batch-size", type=int, default=512, help="images a step")
+    parser.add_argument("--threads", type=int, default=devices.cores(), help="threads of each contestant")
+    parser.add_argument("--image-size", type=int, default=32, help="pixels a side, a power of two from 8")
+    parser.add_argument("--steps", type=int, default=8, help="steps of each contestant, at most")
+    parser.add_argument("--epoch-images", type=int, default=4_096, help="images an epoch")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there, too")
     options = vars(parser.parse_args(arguments))
     path = options.pop("json")
@@ -501,24 +478,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(table(result))
     if path:
         files.write_json(path, result)
-
-
-def _count(text: str) -> int:
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text}: at least 1 is needed")
-    return int(text)
-
-
-def _rate(text: str) -> float:
-    if not 0 <= float(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text}: a dropout rate is at least 0 and below 1")
-    return float(text)
-
-
-def _image_size(text: str) -> int:
-    if int(text) < 8 or int(text) & (int(text) - 1):
-        raise argparse.ArgumentTypeError(f"{text}: a power of two from 8, so that it can be halved three times")
-    return int(text)
 
 
 if __name__ == "__main__":

@@ -97,17 +97,19 @@ def results() -> None:
     """
     from dropout_study import report
     from dropout_study.results import choose_best, read_results
+    from dropout_study.verdict import read_verdict
 
     os.chdir(find_project())
     try:
-        rows, verdict = read_results(), files.read_json(files.VERDICT)
-        click.echo(f"{report.table(verdict)}\n\n{report.paragraph(verdict)}")
-        versions = report.other_versions(verdict["machines"])
+        rows = read_results()
     except (KeyError, TypeError, ValueError) as error:
         raise StudyError(
-            f"{files.STUDY} or {files.VERDICT} is damaged or was written by another version of the project "
-            f"({type(error).__name__}: {error}); run `dvc repro` to regenerate both"
+            f"{files.STUDY}: damaged, or written by another version of the project ({type(error).__name__}: {error}); "
+            "`dvc repro` makes it again"
         ) from None
+    verdict = read_verdict()
+    click.echo(f"{report.table(verdict)}\n\n{report.paragraph(verdict)}")
+    versions = report.other_versions(verdict.machines)
     if versions:
         click.echo(
             f"\nThese results were computed with other versions: {', '.join(versions)}. DVC does not compare versions; "

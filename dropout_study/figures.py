@@ -18,7 +18,8 @@ from matplotlib.ticker import FormatStrFormatter, PercentFormatter
 from dropout_study import calibration, files, report
 from dropout_study.calibration import Bin
 from dropout_study.page_tables import shown_rates
-from dropout_study.results import QUANTITIES, History, Result, by_rate, finished, most_confident_mistakes
+from dropout_study.results import History, Result, by_rate, finished, most_confident_mistakes
+from dropout_study.verdict import QUANTITIES
 
 STYLE: Any = {
     "axes.axisbelow": True,

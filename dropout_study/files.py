@@ -6,12 +6,10 @@ All paths are relative to the project's top level, from where DVC runs the stage
 import csv
 import errno
 import fcntl
-import glob
 import hashlib
 import io
 import json
 import os
-import secrets
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -134,44 +132,26 @@ def locked(path: Path, message: str) -> Iterator[None]:
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; when the block ends well, it becomes `path` in one step.
 
-    The temporary file keeps the suffix of `path` (Keras looks at it), is flushed to the disk before it is
-    renamed, and is removed if the block fails; if the process is killed, by the next that writes `path`. Directories
-    above `path` are made. An `OSError` in the block that names no file, or the temporary one, names `path`.
+    The temporary file keeps the suffix of `path` (Keras looks at it), is flushed to the disk before it is renamed, and
+    is removed if the block fails; what a killed process leaves is replaced by the next that writes `path`. DVC, and the
+    locks of downloads and trainings, keep two processes from writing the same path. Directories above `path` are made.
+    An `OSError` in the block that names no file, or the temporary one, names `path`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(path)
-    # The number is unique among machines, too, that share a directory.
-    temporary = path.with_name(f"{UNFINISHED}{secrets.token_hex(8)}.{path.name}")
-    # Locked while this process lives. A file of its own, as on SMB nobody can write into a locked one.
-    lock = temporary.with_name(f"{temporary.name}.lock")
+    temporary = path.with_name(f"{UNFINISHED}{path.name}")
     try:
-        with lock.open("xb") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                lock.unlink(missing_ok=True)  # without locks, nobody can tell that this process lives
-            yield temporary
-            with temporary.open("rb+") as written:
-                os.fsync(written.fileno())
-            temporary.replace(path)
-            sync_directory(path.parent)
+        yield temporary
+        with temporary.open("rb+") as written:
+            os.fsync(written.fileno())
+        temporary.replace(path)
+        sync_directory(path.parent)
     except OSError as error:
-        if error.errno and error.filename in (None, str(temporary), str(lock)):
+        if error.errno and error.filename in (None, str(temporary)):
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     finally:
         with suppress(OSError):  # which would hide the error of the block, on a read-only file system
             temporary.unlink(missing_ok=True)
-            lock.unlink(missing_ok=True)
-
-
-def _remove_leftovers(path: Path) -> None:
-    """Remove the temporary files of `path` whose process has ended, on whatever machine: their lock is free."""
-    for lock in path.parent.glob(f"{UNFINISHED}{'?' * 16}.{glob.escape(path.name)}.lock"):
-        with suppress(OSError), lock.open("rb+") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            lock.with_suffix("").unlink(missing_ok=True)
-            lock.unlink()
 
 
 def sync_directory(directory: Path) -> None:

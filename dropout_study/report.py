@@ -4,9 +4,18 @@ import importlib.metadata
 from collections.abc import Iterable, Mapping, Sequence, Sized
 from typing import Any
 
-from dropout_study.results import QUANTITIES, Result
-
-Row = Mapping[str, Any]
+from dropout_study.results import Result
+from dropout_study.verdict import (
+    QUANTITIES,
+    AcrossVerdict,
+    Machine,
+    OptimizerVerdict,
+    Quantity,
+    Ranking,
+    RateVerdict,
+    Verdict,
+    split_pair,
+)
 
 LISTED_RATES = 10  # more are counted, not listed
 # Of each quantity: what the leader has, the unit of differences, the factor to it, and the form of a number in it.
@@ -33,7 +42,7 @@ def studied(dataset: str, results: Sequence[Result]) -> str:
     return " ".join(f"{name}: {', '.join(map(str, values))}." for name, values in facts.items())
 
 
-def table(verdict: Mapping[str, Any]) -> str:
+def table(verdict: Verdict) -> str:
     """Return the results by optimizer and dropout as text: a rate a line, columns as in `HEADER`.
 
     Means, lowest and highest are of the finished runs, accuracies in percent, losses in nats. Below and above the
@@ -51,57 +60,56 @@ def table(verdict: Mapping[str, Any]) -> str:
     )
 
 
-def _cells(verdict: Mapping[str, Any]) -> list[tuple[str, ...]]:
+def _cells(verdict: Verdict) -> list[tuple[str, ...]]:
     """Return the cells of the table of results, a row a rate; a row with runs that diverged has a cell more."""
     rows = []
-    for optimizer, judged in verdict["optimizers"].items():
-        for accuracy, loss in zip(judged["accuracy"]["rates"], judged["loss"]["rates"], strict=True):
-            figures = (
-                cell
-                for quantity, rate in (("accuracy", accuracy), ("loss", loss))
-                for cell in (_mean(rate, quantity), _difference(rate, judged[quantity], quantity))
-            )
-            total = accuracy["runs"] + accuracy["diverged"]
-            note = [f"{accuracy['diverged']} of {total} runs diverged"] if accuracy["diverged"] else []
-            rows.append((optimizer, str(accuracy["dropout"]), str(accuracy["runs"]), *figures, *note))
+    for optimizer, verdicts in verdict.optimizers.items():
+        for rate in verdicts.accuracy.rates:
+            figures = (cell for quantity in QUANTITIES for cell in _figures(verdicts.by(quantity), rate, quantity))
+            total = rate.runs + rate.diverged
+            note = [f"{rate.diverged} of {total} runs diverged"] if rate.diverged else []
+            rows.append((optimizer, str(rate.dropout), str(rate.runs), *figures, *note))
     return rows
 
 
-def _number(value: float, quantity: str) -> str:
-    """Return an accuracy (a share) in percent or points, or a loss in nats, without its unit."""
-    return f"{FACTORS[quantity] * value:{FORMS[quantity]}}"
+def _figures(ranking: Ranking, of_accuracy: RateVerdict, quantity: Quantity) -> tuple[str, str]:
+    """Return the cells of a rate by one quantity: its mean, and its distance to the leader."""
+    rate = ranking.rate(of_accuracy.dropout)
+    return _mean(rate, quantity), _difference(rate, ranking, quantity)
 
 
-def apart(rate: Row, quantity: str, of: object) -> str:
-    """Return `2.1 ± 0.8 points below 0.3`: how far a rate of the verdict is from the leader, which is called `of`."""
-    distance = f"{_number(rate['below'], quantity)} ± {_number(rate['margin'], quantity)} {UNITS[quantity]}"
-    return f"{distance} {'above' if quantity == 'loss' else 'below'} {of}"
+def _number(value: float | None, quantity: Quantity) -> str:
+    """Return an accuracy (a share) in percent or points, or a loss in nats, without its unit; a dash for None."""
+    return "–" if value is None else f"{FACTORS[quantity] * value:{FORMS[quantity]}}"
 
 
-def _mean(rate: Row, quantity: str) -> str:
+def distance_text(rate: RateVerdict, quantity: Quantity, reference: object) -> str:
+    """Return `2.1 ± 0.8 points below 0.3`: how far a rate is from the leader, which is called `reference`."""
+    distance = f"{_number(rate.below, quantity)} ± {_number(rate.margin, quantity)} {UNITS[quantity]}"
+    return f"{distance} {'above' if quantity == 'loss' else 'below'} {reference}"
+
+
+def _mean(rate: RateVerdict, quantity: Quantity) -> str:
     """Return the cell with a rate's mean, and its lowest and highest run if there are several."""
-    if rate["mean"] is None:
-        return "–"
-    mean = _number(rate["mean"], quantity) + (" %" if quantity == "accuracy" else "")
-    if rate["runs"] < 2:
+    mean = _number(rate.mean, quantity) + (" %" if quantity == "accuracy" and rate.mean is not None else "")
+    if rate.runs < 2:
         return mean
-    return f"{mean} ({_number(rate['lowest'], quantity)}–{_number(rate['highest'], quantity)})"
+    return f"{mean} ({_number(rate.lowest, quantity)}–{_number(rate.highest, quantity)})"
 
 
-def _difference(rate: Row, judged: Row, quantity: str) -> str:
+def _difference(rate: RateVerdict, ranking: Ranking, quantity: Quantity) -> str:
     """Return the cell that says how far a rate is from the leader, ± the margin, and whether it is worse."""
-    name = rate["dropout"]
-    if name in judged["not_judged"]:
+    if rate.dropout in ranking.not_judged:
         return "not judged"
-    if name == judged["leader"]:
+    if rate.dropout == ranking.leader:
         return "leader"
-    if rate["margin"] is None:
+    if rate.margin is None:
         return "–"
-    worse = "worse  " if name in judged["worse"] else ""
-    return f"{worse}{_number(rate['below'], quantity)} ± {_number(rate['margin'], quantity)}"
+    worse = "worse  " if rate.dropout in ranking.worse else ""
+    return f"{worse}{_number(rate.below, quantity)} ± {_number(rate.margin, quantity)}"
 
 
-def markdown(verdict: Mapping[str, Any], dataset: str, results: Sequence[Result]) -> str:
+def markdown(verdict: Verdict, dataset: str, results: Sequence[Result]) -> str:
     """Return the verdict as a page that GitHub renders: what was studied, the sentences, the table."""
     head, *rest = paragraph(verdict).split("\n\n")
     rows = [HEADER, ("---", *["---:"] * (len(HEADER) - 1)), *(_with_notes(row) for row in _cells(verdict))]
@@ -118,77 +126,76 @@ def _with_notes(row: Sequence[str]) -> tuple[str, ...]:
     return (optimizer, dropout, "; ".join([runs, *notes]), *figures[: len(HEADER) - 3])
 
 
-def paragraph(verdict: Mapping[str, Any]) -> str:
+def paragraph(verdict: Verdict) -> str:
     """Return a verdict as people read it.
 
     First come the statements, a line an optimizer and one across optimizers; after an empty line the margins, a line an
     optimizer; after another one what "worse" means and what the figures do not cover.
     """
-    statements = [f"{optimizer}: {statement(judged)}" for optimizer, judged in verdict["optimizers"].items()]
-    if verdict["across_optimizers"]:
-        statements.append(f"Across optimizers: {across(verdict['across_optimizers'])}")
+    statements = [f"{optimizer}: {statement(verdicts)}" for optimizer, verdicts in verdict.optimizers.items()]
+    if verdict.across_optimizers:
+        statements.append(f"Across optimizers: {across(verdict.across_optimizers)}")
     margins = [
         f"{optimizer}: {text}"
-        for optimizer, judged in verdict["optimizers"].items()
-        if (text := margin_outlook(judged, verdict["test_images"]))
+        for optimizer, verdicts in verdict.optimizers.items()
+        if (text := margin_outlook(verdicts, verdict.test_images))
     ]
     return "\n\n".join("\n".join(lines) for lines in (statements, margins, _notes(verdict)) if lines)
 
 
-def answer(verdict: Mapping[str, Any]) -> str:
+def answer(verdict: Verdict) -> str:
     """Return in one sentence which rates may be the best, by optimizer, accuracy and loss."""
     parts = []
-    for optimizer, judged in verdict["optimizers"].items():
-        every = [rate["dropout"] for rate in judged["accuracy"]["rates"]]
+    for optimizer, verdicts in verdict.optimizers.items():
+        every = [rate.dropout for rate in verdicts.accuracy.rates]
         claims = [
             f"{listed(may, every)} {'has' if len(may) == 1 else 'may have'} {HAS[quantity]}"
             for quantity in QUANTITIES
-            if (may := judged[quantity]["may_be_best"])
+            if (may := verdicts.by(quantity).may_be_best)
         ]
         parts.append(f"with {optimizer}, {' and '.join(claims) or 'no rate can be called the best'}")
     sentence = "; ".join(parts)
     return f"{sentence[0].upper()}{sentence[1:]}."
 
 
-def statement(judged: Mapping[str, Any]) -> str:
-    """Return what the verdict on one optimizer comes to: by accuracy, by loss, and what validation would choose."""
-    accuracy = judged["accuracy"]
-    sentences = [_conclusion(judged[quantity], quantity) for quantity in QUANTITIES]
-    match accuracy["status"]:
-        case "none" if accuracy["leader"] is None:
-            why = "at every rate a run diverged" if accuracy["not_judged"] else "they were published without scores"
+def statement(verdicts: OptimizerVerdict) -> str:
+    """Return the verdict on one optimizer: by accuracy, by loss, and what validation would choose."""
+    accuracy = verdicts.accuracy
+    sentences = [_conclusion(verdicts.by(quantity), quantity) for quantity in QUANTITIES]
+    match accuracy.status:
+        case "none" if accuracy.leader is None:
+            why = "at every rate a run diverged" if accuracy.not_judged else "they were published without scores"
             sentences = [f"The rates are not compared: {why}."]
         case "none":
-            sentences = [f"{accuracy['leader']} is the only rate that can be judged: there is nothing to compare."]
+            sentences = [f"{accuracy.leader} is the only rate that can be judged: there is nothing to compare."]
         case "one seed":
             first = "With one run a rate, it cannot be said which rate is best: another seed may reverse the order."
             sentences = [first, *sentences]
-    if accuracy["not_judged"] and accuracy["leader"] is not None:
-        sentences.append(f"Not judged, because runs diverged: {listed(accuracy['not_judged'])}.")
-    choice = judged["validation_choice"]
-    if accuracy["may_be_best"]:
+    if accuracy.not_judged and accuracy.leader is not None:
+        sentences.append(f"Not judged, because runs diverged: {listed(accuracy.not_judged)}.")
+    choice = verdicts.validation_choice
+    if accuracy.may_be_best:
         chosen = "does not have"
-        if choice in accuracy["may_be_best"]:
-            chosen = "has" if len(accuracy["may_be_best"]) == 1 else "may have"
+        if choice in accuracy.may_be_best:
+            chosen = "has" if len(accuracy.may_be_best) == 1 else "may have"
         sentences.append(f"Validation would choose {choice}, which {chosen} {HAS['accuracy']}.")
     return " ".join(sentences)
 
 
-def _conclusion(judged: Mapping[str, Any], quantity: str) -> str:
-    """Return what the verdict by one quantity comes to; nothing if there is no statement."""
-    every = [rate["dropout"] for rate in judged["rates"] if rate["dropout"] not in judged["not_judged"]]
-    has, may = HAS[quantity], judged["may_be_best"]
-    match judged["status"]:
+def _conclusion(ranking: Ranking, quantity: Quantity) -> str:
+    """Return the verdict by one quantity; nothing if there is no statement."""
+    every, has, may = ranking.judged, HAS[quantity], ranking.may_be_best
+    match ranking.status:
         case "best":
-            return f"{judged['leader']} has {has}: every other rate is worse."
+            return f"{ranking.leader} has {has}: every other rate is worse."
         case "any":
-            counts = seeds(rate["runs"] for rate in judged["rates"] if rate["dropout"] in every)
+            counts = seeds(rate.runs for rate in ranking.rates if rate.dropout in every)
             return f"Any of {listed(every, every)} may have {has}: no difference is larger than chance with {counts}."
         case "several":
-            is_worse = "is" if len(judged["worse"]) == 1 else "are"
-            return f"{listed(may, every)} may have {has}; {listed(judged['worse'], every)} {is_worse} worse."
+            is_worse = "is" if len(ranking.worse) == 1 else "are"
+            return f"{listed(may, every)} may have {has}; {listed(ranking.worse, every)} {is_worse} worse."
         case "one seed":
-            networks = judged["networks_may_be_best"]
+            networks = ranking.networks_may_be_best
             if len(networks) == len(every):
                 return f"Any of these {len(every)} networks may have {has} on images like these."
             which = f"that of {networks[0]} has" if len(networks) == 1 else f"those of {listed(networks)} may have"
@@ -196,108 +203,100 @@ def _conclusion(judged: Mapping[str, Any], quantity: str) -> str:
     return ""
 
 
-def across(judged: Mapping[str, Any]) -> str:
-    """Return what the verdict on all pairs of optimizer and rate comes to."""
+def across(verdict: AcrossVerdict) -> str:
+    """Return the verdict on all pairs of optimizer and rate."""
     sentences = []
     for quantity in QUANTITIES:
-        by_quantity = judged[quantity]
-        may, better, has = by_quantity["may_be_best"], by_quantity["better_optimizer"], HAS[quantity]
+        ranking = verdict.by(quantity)
+        may, better = ranking.may_be_best, ranking.better_optimizer
         if not may:
             continue
         verb = "has" if len(may) == 1 else "may have"
         rest = f"{better} does better by {quantity}" if better else "no optimizer can be called better"
-        every = [rate["dropout"] for rate in by_quantity["rates"]]
-        sentences.append(f"{pairs(may, every)} {verb} {has}: {rest}.")
+        every = [rate.dropout for rate in ranking.rates]
+        sentences.append(f"{pairs(may, every)} {verb} {HAS[quantity]}: {rest}.")
     return " ".join(sentences) or "no statement."
 
 
-def pairs(names: Sequence[str], every: Sequence[str]) -> str:
+def pairs(names: Sequence[object], every: Sequence[object]) -> str:
     """Return `adadelta at 0.3 to 0.5, sgd at 0.5` for names like `adadelta-0.3`, `every` one in the study's order."""
     chosen, known = (_by_optimizer(some) for some in (names, every))
     return ", ".join(f"{optimizer} at {listed(rates, known[optimizer])}" for optimizer, rates in chosen.items())
 
 
-def _by_optimizer(names: Sequence[str]) -> dict[str, list[str]]:
+def _by_optimizer(names: Sequence[object]) -> dict[str, list[str]]:
     groups: dict[str, list[str]] = {}
     for name in names:
-        optimizer, _, dropout = name.partition("-")
+        optimizer, dropout = split_pair(name)
         groups.setdefault(optimizer, []).append(dropout)
     return groups
 
 
-def margin_outlook(judged: Mapping[str, Any], test_images: int) -> str:
+def margin_outlook(verdicts: OptimizerVerdict, test_images: int) -> str:
     """Return how large the margins are among the rates that may be the best, and how large with more seeds.
 
     Empty if there is no statement, or nothing that more seeds could tell apart.
     """
     sentences = []
     for quantity in QUANTITIES:
-        by_quantity, unit = judged[quantity], UNITS[quantity]
-        among = [rate for rate in by_quantity["rates"] if rate["dropout"] in by_quantity["may_be_best"]]
-        margins = [rate["margin"] for rate in among if rate["margin"] is not None]
+        ranking, unit = verdicts.by(quantity), UNITS[quantity]
+        among = [rate.margin for rate in ranking.rates if rate.dropout in ranking.may_be_best]
+        margins = [margin for margin in among if margin is not None]
         if not margins:
             continue
         text = f"by {quantity}, the margin among those that may be the best is about ±{_number(max(margins), quantity)}"
         more = " and ".join(
-            f"±{_number(margin, quantity)} with {count} seeds" for count, margin in by_quantity["margin_with"].items()
+            f"±{_number(margin, quantity)} with {count} seeds" for count, margin in ranking.margin_with.items()
         )
-        remains = _number(by_quantity["margin_of_images"], quantity)
+        remains = _number(ranking.margin_of_images, quantity)
         text += f" {unit}" + (f"; it would be about {more}" if more else "")
         sentences.append(f"{text}; the {test_images:,} test images leave ±{remains} with any number of seeds.")
     return " ".join(text[0].upper() + text[1:] for text in sentences)
 
 
-def _notes(verdict: Mapping[str, Any]) -> list[str]:
+def _notes(verdict: Verdict) -> list[str]:
     """Return what "worse" means, and what the figures do and do not cover, a line a subject."""
     lines = []
-    judged = [by_optimizer["accuracy"] for by_optimizer in verdict["optimizers"].values()]
-    images = f"{verdict['test_images']:,}"
+    by_accuracy = [verdicts.accuracy for verdicts in verdict.optimizers.values()]
+    images = f"{verdict.test_images:,}"
     flattered = "The leader's own figure is a little flattered."
-    if any(by_accuracy["may_be_best"] for by_accuracy in judged):
+    if any(ranking.may_be_best for ranking in by_accuracy):
         lines.append(
             "A rate is worse if it is further from the leader than equally good rates would be in 95 of 100 studies. "
             "The margin (±) allows for other seeds, by the spread of all rates still in the running, and for "
             f"{images} other test images. If one rate scatters several times as much as the rest, few seeds mislead "
             f"more often. {flattered}"
         )
-    elif any(by_accuracy["status"] == "one seed" for by_accuracy in judged):
+    elif any(ranking.status == "one seed" for ranking in by_accuracy):
         lines.append(f"The margin (±) allows for {images} other test images, and not for other seeds. {flattered}")
-    if verdict["validated_on"] == "test images":
+    by_test_images = verdict.validated_on == "test images"
+    if by_test_images:
         lines.append("The best model was chosen by the test images themselves, which flatters its figures.")
-    epochs = verdict.get("test_epochs", 1)  # studies published earlier do not have it
     lines.append(
         "All figures are those of the last epoch."
-        if epochs == 1
-        else f"Test figures are means over the last {epochs} epochs, all others those of the last epoch."
+        if verdict.test_epochs in (1, None)
+        else f"Test figures are means over the last {verdict.test_epochs} epochs, all others those of the last epoch."
     )
-    if "test_epochs" in verdict:
-        chosen = ", which was chosen by the test images," if verdict["validated_on"] == "test images" else ""
+    if verdict.test_epochs:
+        chosen = ", which was chosen by the test images," if by_test_images else ""
         lines.append(f"The test figures at the epoch with the lowest validation loss{chosen} are in study.csv.")
-    if verdict["diverged"]:
-        diverged = verdict["diverged"]
-        lines.append(
-            f"Diverged, and left out: {len(diverged)} of {verdict['runs']} runs ({_diverged(verdict, diverged)})."
-        )
-    if len(verdict["machines"]) > 1:
-        lines.append(computed_on(verdict["machines"]))
+    if verdict.diverged:
+        variants = ", ".join(f"{variant} in epoch {epoch}" for variant, epoch in verdict.diverged.items())
+        lines.append(f"Diverged, and left out: {len(verdict.diverged)} of {verdict.runs} runs ({variants}).")
+    if len(verdict.machines) > 1:
+        lines.append(computed_on(verdict.machines))
     return lines
 
 
-def _diverged(verdict: Mapping[str, Any], variants: Iterable[str]) -> str:
-    return ", ".join(f"{variant} in epoch {verdict['diverged'][variant]}" for variant in variants)
-
-
-def computed_on(machines: Sequence[Mapping[str, Any]]) -> str:
+def computed_on(machines: Sequence[Machine]) -> str:
     """Return a sentence that names the kinds of machine that the variants were computed on, and where they differ."""
-    provenances = [machine["provenance"] for machine in machines]
+    provenances = [machine.provenance for machine in machines]
     names = [
         name
         for name in dict.fromkeys(name for provenance in provenances for name in provenance)
         if any(provenance.get(name) != provenances[0].get(name) for provenance in provenances)
     ]
-    kinds = [
-        f"{count(machine['variants'], 'variant')} on {_facts(machine['provenance'], names)}" for machine in machines
-    ]
+    kinds = [f"{count(machine.variants, 'variant')} on {_facts(machine.provenance, names)}" for machine in machines]
     return (
         f"The variants were not computed alike, in {len(machines)} ways: {'; '.join(kinds)}. Another processor or "
         "number of threads moves results within their spread; other versions or variables may do more."
@@ -323,11 +322,11 @@ def _facts(provenance: Mapping[str, Any], names: Iterable[str]) -> str:
     return ", ".join(texts)
 
 
-def other_versions(machines: Iterable[Mapping[str, Any]]) -> list[str]:
+def other_versions(machines: Iterable[Machine]) -> list[str]:
     """Return the packages whose versions, when variants were computed, were not those installed: a text for each."""
     texts = []
     for machine in machines:
-        for package, version in machine["provenance"]["versions"].items():
+        for package, version in machine.provenance["versions"].items():
             if package == "python":
                 continue
             try:

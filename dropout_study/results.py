@@ -1,7 +1,6 @@
 """What the trained variants amount to: a row for each, the best one, what it confuses, where they were computed."""
 
 import math
-import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,13 +10,13 @@ import numpy as np
 from dropout_study import calibration, files
 from dropout_study.architecture import best_epoch
 from dropout_study.console import StudyError
-from dropout_study.settings import Variant
+from dropout_study.settings import KEY, Variant
+from dropout_study.verdict import Machine, pair_name
 
-SIGNIFICANT_DIGITS = 6
-QUANTITIES = ("accuracy", "loss")  # that rates are judged by
 RELIABILITY_COLUMNS = ("variant", "optimizer", "dropout", "seed", *calibration.Bin._fields)
+BEST_FIGURES = ("variant", "validation_loss", "validation_accuracy", "test_loss", "test_accuracy")
 CONFUSION_COLUMNS = ("variant", "actual", "predicted", "images")
-VARIANT_FILE = re.compile(r"[a-z]+-[0-9.e+-]+-\d+\.(keras|csv|npy|json)")
+VARIANT_FILES = (".keras", ".csv", ".npy", ".json")  # the suffixes of what `train` writes
 
 History = Sequence[Mapping[str, float]]  # a row an epoch
 
@@ -183,19 +182,6 @@ def _parsed(column: str, text: str) -> Any:
     return float(text) if text else None
 
 
-def rounded(value: Any) -> Any:
-    """Return `value` with every float in it, however deep, rounded to six significant digits, as people read tables."""
-    match value:
-        case dict():
-            return {key: rounded(content) for key, content in value.items()}
-        case list() | tuple():
-            return [rounded(content) for content in value]
-        case float():
-            return float(f"{value:.{SIGNIFICANT_DIGITS}g}")
-        case _:
-            return value
-
-
 def finished(results: Iterable[Result]) -> list[Result]:
     """Return the results of the runs that did not diverge."""
     return [result for result in results if result.diverged is None]
@@ -225,9 +211,10 @@ def metrics(results: Iterable[Result], best: Result | None, rates: Iterable[Mapp
         diverged = {} if result.diverged is None else {"diverged": result.diverged}
         variants[result.variant] = figures(result.test_accuracy, result.test_loss) | diverged
     return {
-        "best": best and {"variant": best.variant} | {column: getattr(best, column) for column in Result._fields[8:12]},
+        "best": best and {name: getattr(best, name) for name in BEST_FIGURES},
         "means": {
-            f"{row['optimizer']}-{row['dropout']}": figures(row["test_accuracy"], row["test_loss"]) for row in rates
+            pair_name(row["optimizer"], row["dropout"]): figures(row["test_accuracy"], row["test_loss"])
+            for row in rates
         },
         "variants": variants,
     }
@@ -238,9 +225,9 @@ def reliability_rows(
 ) -> list[tuple[object, ...]]:
     """Return `calibration.reliability` of every variant that did not diverge as one table: `RELIABILITY_COLUMNS`."""
     return [
-        (*result[:4], *bin_)
-        for result in finished(results)
-        for bin_ in calibration.reliability(scores[result.variant]["confidence"], scores[result.variant]["accuracy"])
+        (run.variant, run.optimizer, run.dropout, run.seed, *bin_)
+        for run in finished(results)
+        for bin_ in calibration.reliability(scores[run.variant]["confidence"], scores[run.variant]["accuracy"])
     ]
 
 
@@ -286,20 +273,18 @@ def by_rate(results: Iterable[Result]) -> dict[tuple[str, float], list[Result]]:
     return dict(sorted(groups.items(), key=lambda group: (order.index(group[0][0]), group[0][1])))
 
 
-def machines(provenances: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return the kinds of machine that the variants were computed on, each with the keys of its variants.
+def machines(provenances: Mapping[str, Mapping[str, Any]]) -> list[Machine]:
+    """Return the kinds of machine that the variants were computed on, that of most variants first.
 
-    `provenances` are by key what `train` wrote; the kind of most variants comes first.
+    `provenances` are by key what `train` wrote.
     """
-    kinds: list[dict[str, Any]] = []
+    kinds: list[Machine] = []
     for key, provenance in provenances.items():
-        for kind in kinds:
-            if kind["provenance"] == provenance:
-                kind["variants"].append(key)
-                break
-        else:
-            kinds.append({"provenance": provenance, "variants": [key]})
-    return sorted(kinds, key=lambda kind: -len(kind["variants"]))
+        known = next((kind for kind in kinds if kind.provenance == provenance), None)
+        if known is None:
+            kinds.append(known := Machine({**provenance}, []))
+        known.variants.append(key)
+    return sorted(kinds, key=lambda kind: -len(kind.variants))
 
 
 def remove_stale_files(keys: Collection[str]) -> list[Path]:
@@ -311,7 +296,7 @@ def remove_stale_files(keys: Collection[str]) -> list[Path]:
         path
         for directory in (files.VARIANTS, files.HISTORY, files.PREDICTIONS, files.PROVENANCE)
         for path in sorted(directory.glob("*"))
-        if VARIANT_FILE.fullmatch(path.name) and path.stem not in keys
+        if KEY.fullmatch(path.stem) and path.suffix in VARIANT_FILES and path.stem not in keys
     ]
     for path in stale:
         path.unlink()

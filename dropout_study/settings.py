@@ -6,6 +6,7 @@ for eight and the second of two equal keys without a word, where DVC takes a num
 
 import difflib
 import math
+import re
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
@@ -27,6 +28,9 @@ class Variant(NamedTuple):
     optimizer: str
     dropout: float
     seed: int
+
+
+KEY = re.compile(r"[a-z]+-[0-9.e+-]+-\d+")  # of a variant
 
 
 def _number(value: Any) -> int | float:

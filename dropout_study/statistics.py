@@ -7,28 +7,32 @@ one worse in about 5 of 100 studies.
 """
 
 import math
-from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from statistics import fmean
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from scipy import stats
 
 from dropout_study import files
-from dropout_study.results import (
-    QUANTITIES,
-    RELIABILITY_COLUMNS,
-    Result,
-    by_rate,
-    finished,
-    machines,
-    reliability_rows,
-    rounded,
-)
+from dropout_study.results import RELIABILITY_COLUMNS, Result, by_rate, finished, machines, reliability_rows
 from dropout_study.settings import Settings
+from dropout_study.verdict import (
+    QUANTITIES,
+    AcrossRanking,
+    AcrossVerdict,
+    OptimizerVerdict,
+    Quantity,
+    Ranking,
+    RateVerdict,
+    Verdict,
+    pair_name,
+    rounded,
+    write_verdict,
+)
 
 CONFIDENCE = 0.95
 # The shared spread counts as much as this many degrees of freedom of a rate's own. More lets a rate that scatters
@@ -48,14 +52,7 @@ RATE_COLUMNS = (
 )
 
 
-class Sortable(Hashable, Protocol):
-    """What names a rate: a number, or a number and an optimizer."""
-
-    def __lt__(self, other: Any) -> bool:
-        """Compare two names of one kind."""
-
-
-Name = TypeVar("Name", bound=Sortable)
+Name = TypeVar("Name", int, float, str)  # of a rate, or of an optimizer and a rate
 
 
 @dataclass(frozen=True)
@@ -242,93 +239,79 @@ def write_tables(
     scores: Mapping[str, Mapping[str, np.ndarray]],
     provenances: Mapping[str, Mapping[str, Any]],
     settings: Settings,
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+) -> tuple[Verdict, list[dict[str, Any]]]:
     """Judge a study, and write its tables: runs, rates, calibration and the verdict; return the verdict and the rates.
 
     `scores` are by variant what `results.image_scores` returns, and `provenances` what `train` wrote. Numbers are
     rounded to six significant digits.
     """
-    judged = verdict(results, scores, settings.normalize.validation)
-    judged = rounded(judged | {"test_epochs": settings.train.test_epochs, "machines": machines(provenances)})
+    judged = judge_study(results, scores, settings.normalize.validation)
+    judged = replace(judged, test_epochs=settings.train.test_epochs, machines=machines(provenances))
+    judged = write_verdict(directory / files.VERDICT.name, judged)
     rows = rates(results, judged, settings.classes)
     files.write_csv(directory / files.STUDY.name, Result._fields, rounded(results))
     files.write_csv(directory / files.RATES.name, RATE_COLUMNS, rounded([[*row.values()] for row in rows]))
     reliability = rounded(reliability_rows(results, scores))
     files.write_csv(directory / files.RELIABILITY.name, RELIABILITY_COLUMNS, reliability)
-    files.write_json(directory / files.VERDICT.name, judged)
     return judged, rows
 
 
-def verdict(
+def judge_study(
     results: Sequence[Result], scores: Mapping[str, Mapping[str, np.ndarray]], validation: float | str
-) -> dict[str, Any]:
-    """Return which rates may be the best for each optimizer, and which (optimizer, rate) among all.
+) -> Verdict:
+    """Return which rates may be the best for each optimizer, and which pairs of optimizer and rate among all.
 
     `scores` are by variant what `results.image_scores` returns; `validation` is the setting `normalize.validation`:
     "test" if models were chosen by the test images.
     """
     groups = by_rate(results)
-    optimizers = dict.fromkeys(result.optimizer for result in results)
-    judged = {}
-    for optimizer in optimizers:
+    optimizers = {}
+    for optimizer in dict.fromkeys(result.optimizer for result in results):
         runs = {dropout: group for (name, dropout), group in groups.items() if name == optimizer}
-        judged[optimizer] = {"validation_choice": _validation_choice(runs)} | {
-            quantity: _judged(runs, scores, quantity) for quantity in QUANTITIES
-        }
-    pairs = {f"{optimizer}-{dropout}": group for (optimizer, dropout), group in groups.items()}
-    return {
-        "confidence": CONFIDENCE,
-        "test_images": len(next(iter(scores.values()))[QUANTITIES[0]]),
-        "validated_on": "test images" if validation == "test" else "held-out images",
-        "runs": len(results),
-        "diverged": {result.variant: result.diverged for result in results if result.diverged is not None},
-        "optimizers": judged,
-        "across_optimizers": {quantity: _across(pairs, scores, quantity) for quantity in QUANTITIES}
-        if len(optimizers) > 1
+        rankings = {quantity: rank(runs, scores, quantity) for quantity in QUANTITIES}
+        optimizers[optimizer] = OptimizerVerdict(_validation_choice(runs), **rankings)
+    pairs = {pair_name(optimizer, dropout): group for (optimizer, dropout), group in groups.items()}
+    several = len(optimizers) > 1
+    return Verdict(
+        confidence=CONFIDENCE,
+        test_images=len(next(iter(scores.values()))["accuracy"]),
+        validated_on="test images" if validation == "test" else "held-out images",
+        runs=len(results),
+        diverged={result.variant: result.diverged for result in results if result.diverged is not None},
+        optimizers=optimizers,
+        across_optimizers=AcrossVerdict(**{quantity: _across(pairs, scores, quantity) for quantity in QUANTITIES})
+        if several
         else None,
-    }
+    )
 
 
 def _validation_choice(runs: Mapping[float, Sequence[Result]]) -> float | None:
     """Return the rate with the highest mean validation accuracy; of equals that with the lowest loss."""
     candidates = {dropout: group for dropout, group in runs.items() if len(finished(group)) == len(group)}
-    if not candidates:
-        return None
     return max(
         candidates,
         key=lambda dropout: (
             fmean(result.validation_accuracy for result in runs[dropout]),
             -fmean(result.validation_loss for result in runs[dropout]),
         ),
+        default=None,
     )
 
 
 def _across(
-    pairs: Mapping[str, Sequence[Result]], scores: Mapping[str, Mapping[str, np.ndarray]], quantity: str
-) -> dict[str, Any]:
-    """Return the verdict on all pairs of optimizer and rate, and the optimizer that all that may be best belong to."""
-    judged = _judged(pairs, scores, quantity)
-    optimizers = sorted({pairs[name][0].optimizer for name in judged["may_be_best"]})
-    judged["better_optimizer"] = optimizers[0] if len(optimizers) == 1 and judged["worse"] else None
-    return judged
+    pairs: Mapping[str, Sequence[Result]], scores: Mapping[str, Mapping[str, np.ndarray]], quantity: Quantity
+) -> AcrossRanking:
+    """Return the verdict on all pairs of optimizer and rate, and the optimizer of all that may be the best."""
+    ranking = rank(pairs, scores, quantity)
+    optimizers = sorted({pairs[str(name)][0].optimizer for name in ranking.may_be_best})
+    better = optimizers[0] if len(optimizers) == 1 and ranking.worse else None
+    return AcrossRanking(**vars(ranking), better_optimizer=better)
 
 
-def _judged(
-    runs: Mapping[Name, Sequence[Result]], scores: Mapping[str, Mapping[str, np.ndarray]], quantity: str
-) -> dict[str, Any]:
-    """Return the verdict on the rates in `runs`, named as there, by `quantity`: "accuracy" or "loss".
-
-    `status` is one of these:
-
-    - "best": every rate but the leader is worse.
-    - "several": some rates are worse, and several may be the best.
-    - "any": no rate is worse.
-    - "one seed": `may_be_best` and `worse` are empty, and `networks_may_be_best` has the rates whose single networks
-      are not worse than the leader's on images like these.
-    - "none": there is at most one rate that can be judged.
-
-    A rate of which a run diverged is not judged.
-    """
+def rank(
+    runs: Mapping[Name, Sequence[Result]], scores: Mapping[str, Mapping[str, np.ndarray]], quantity: Quantity
+) -> Ranking:
+    """Return the verdict on the rates in `runs`, named as there; a rate of which a run diverged is not judged."""
     alive = {name: finished(group) for name, group in runs.items()}
     rates = {
         name: summarize(np.array([scores[run.variant][quantity] for run in group]))
@@ -336,35 +319,32 @@ def _judged(
         if group
     }
     contenders = {name: rate for name, rate in rates.items() if len(alive[name]) == len(runs[name])}
-    nothing: dict[str, Any] = {
-        "status": "none",
-        "leader": None,
-        "may_be_best": [],
-        "worse": [],
-        "networks_may_be_best": [],
-        "not_judged": [name for name in runs if name not in contenders],
-        "margin_with": {},
-        "margin_of_images": None,
-    }
     conclusion, comparisons = _conclusion(contenders) if contenders else ({}, {})
-    rows = [
-        {"dropout": name, "runs": len(alive[name]), "diverged": len(runs[name]) - len(alive[name])}
-        | _figures(rates.get(name), quantity)
-        | _distance(comparisons.get(name), is_leader=name == conclusion.get("leader"))
-        for name in runs
-    ]
-    return nothing | conclusion | {"rates": rows}
+    return Ranking(
+        **conclusion,
+        not_judged=[name for name in runs if name not in contenders],
+        rates=[
+            RateVerdict(
+                dropout=name,
+                runs=len(alive[name]),
+                diverged=len(runs[name]) - len(alive[name]),
+                **_figures(rates.get(name), quantity),
+                **_distance(comparisons.get(name), is_leader=name == conclusion.get("leader")),
+            )
+            for name in runs
+        ],
+    )
 
 
 def _conclusion(contenders: Mapping[Name, Rate]) -> tuple[dict[str, Any], dict[Name, Comparison]]:
-    """Return what follows for one or more `contenders`, as `_judged` describes it, and every rate beside the leader."""
+    """Return what follows for one or more `contenders`, fields of `Ranking`, and every rate beside the leader."""
     leader, left, comparisons = judge(contenders)
     if len(contenders) == 1:
         return {"leader": leader}, {}
     if all(rate.runs == 1 for rate in contenders.values()):
         return {"status": "one seed", "leader": leader, "networks_may_be_best": left}, comparisons
     worse = [name for name in contenders if name not in left]
-    tied = [contenders[name] for name in left if name != leader]
+    tied: list[Rate] = [contenders[name] for name in left if name != leader]
     conclusion: dict[str, Any] = {
         "status": "best" if not tied else "several" if worse else "any",
         "leader": leader,
@@ -379,24 +359,23 @@ def _conclusion(contenders: Mapping[Name, Rate]) -> tuple[dict[str, Any], dict[N
     return conclusion, comparisons
 
 
-def _figures(rate: Rate | None, quantity: str) -> dict[str, float | None]:
+def _figures(rate: Rate | None, quantity: Quantity) -> dict[str, Any]:
     """Return mean, lowest and highest run of a rate as people read them: scores of "loss" are negative losses."""
     if rate is None:
-        return dict.fromkeys(("mean", "lowest", "highest"))
+        return {}
     if quantity == "loss":
         return {"mean": -rate.mean, "lowest": -rate.highest, "highest": -rate.lowest}
     return {"mean": rate.mean, "lowest": rate.lowest, "highest": rate.highest}
 
 
-def _distance(comparison: Comparison | None, *, is_leader: bool) -> dict[str, float | None]:
-    """Return how far a rate is from the leader, and the margin; None where that is not known."""
-    fields = ("below", "margin", "round", "margin_seeds", "margin_images")
+def _distance(comparison: Comparison | None, *, is_leader: bool) -> dict[str, Any]:
+    """Return how far a rate is from the leader, and the margin, as far as that is known."""
     if comparison is None:
-        return dict.fromkeys(fields) | {"below": 0.0 if is_leader else None}
-    return {field: getattr(comparison, field) for field in fields}
+        return {"below": 0.0} if is_leader else {}
+    return {name: value for name, value in comparison._asdict().items() if name != "df"}
 
 
-def rates(results: Sequence[Result], verdict: Mapping[str, Any], classes: int) -> list[dict[str, Any]]:
+def rates(results: Sequence[Result], verdict: Verdict, classes: int) -> list[dict[str, Any]]:
     """Return a row for each optimizer and rate with a run that did not diverge: what the charts draw.
 
     The keys are `RATE_COLUMNS`: for each quantity the mean, the lowest and the highest run, and what a network has that
@@ -415,21 +394,20 @@ def rates(results: Sequence[Result], verdict: Mapping[str, Any], classes: int) -
             values = [getattr(result, quantity) for result in runs]
             row |= {quantity: fmean(values), f"{quantity}_lowest": min(values), f"{quantity}_highest": max(values)}
             row[f"{quantity}_guessing"] = guessing[quantity]
-        for quantity in QUANTITIES:
-            row |= _drawn(verdict["optimizers"][optimizer][quantity], dropout, quantity)
+        for by in QUANTITIES:
+            row |= _drawn(verdict.optimizers[optimizer].by(by), dropout, by)
         rows.append(row)
     return rows
 
 
-def _drawn(judged: Mapping[str, Any], dropout: float, quantity: str) -> dict[str, Any]:
+def _drawn(ranking: Ranking, dropout: float, quantity: Quantity) -> dict[str, Any]:
     """Return what a chart of `quantity` needs of the verdict on one rate."""
-    by_name = {row["dropout"]: row for row in judged["rates"]}
-    labels = {"may_be_best": "may be the best", "worse": "worse", "not_judged": "not judged"}
-    words = next((text for key, text in labels.items() if dropout in judged[key]), "")
+    labels = {"may be the best": ranking.may_be_best, "worse": ranking.worse, "not judged": ranking.not_judged}
+    words = next((text for text, names in labels.items() if dropout in names), "")
     leader = limit = None
-    if judged["may_be_best"]:
-        leader = by_name[judged["leader"]]["mean"]
-        margin = by_name[dropout]["margin"]
-        if margin is not None:
+    if ranking.may_be_best:
+        leader = ranking.rate(ranking.leader).mean
+        margin = ranking.rate(dropout).margin
+        if leader is not None and margin is not None:
             limit = leader + margin if quantity == "loss" else leader - margin
     return {f"test_{quantity}_verdict": words, f"test_{quantity}_leader": leader, f"test_{quantity}_limit": limit}

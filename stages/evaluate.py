@@ -3,6 +3,7 @@
 from dropout_study import files, report, results, statistics
 from dropout_study.console import run_stage, say
 from dropout_study.settings import load_settings
+from dropout_study.verdict import rounded
 
 
 def main() -> None:
@@ -24,7 +25,7 @@ def main() -> None:
     say(f"{report.table(verdict)}\n\n{report.paragraph(verdict)}\n")
 
     best = results.choose_best(rows)
-    files.write_json(files.EVALUATION, results.rounded(results.metrics(rows, best, rates)))
+    files.write_json(files.EVALUATION, rounded(results.metrics(rows, best, rates)))
     if best is None:
         # DVC needs the files, and its plots the rows.
         files.write_bytes(files.BEST_MODEL, b"")

@@ -5,8 +5,9 @@ import vl_convert
 
 from dropout_study import figures, files, page_tables, report
 from dropout_study.console import run_stage, say
-from dropout_study.results import read_history, read_predictions, read_rates, read_reliability, read_results, rounded
+from dropout_study.results import read_history, read_predictions, read_rates, read_reliability, read_results
 from dropout_study.settings import load_settings
+from dropout_study.verdict import read_verdict, rounded
 
 VEGA_LITE = "6.4"  # goes with the Vega and Vega-Embed that vl_convert puts into the script; page.html names all three
 
@@ -24,7 +25,7 @@ def main() -> None:
     results, rates = read_results(), read_rates()
     histories = {result.variant: read_history(files.history_file(result.variant)) for result in results}
     files.write_csv(files.HISTORIES, page_tables.HISTORY_COLUMNS, rounded(page_tables.history_rows(results, histories)))
-    paragraph = report.paragraph(files.read_json(files.VERDICT))
+    paragraph = report.paragraph(read_verdict())
     summary = page_tables.summary_rows(report.studied(dataset, results), paragraph)
     files.write_csv(files.SUMMARY, page_tables.SUMMARY_COLUMNS, summary)
 

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from dropout_study import figures, files, page_tables, report, statistics
-from dropout_study.results import Result, make_result, rounded
+from dropout_study.results import Result, make_result
 from dropout_study.settings import Variant
+from dropout_study.verdict import Verdict, rounded
 from tests.clones import PROJECT, Clone
 
 DIGITS = tuple("0123456789")
@@ -29,9 +30,9 @@ def made_up_scores(results: Sequence[Result], images: int = 500) -> dict[str, di
     }
 
 
-def verdict_of(results: Sequence[Result], validation: float | str = 0.1) -> dict[str, Any]:
+def verdict_of(results: Sequence[Result], validation: float | str = 0.1) -> Verdict:
     """Return the verdict on `results` that 500 made-up test images give."""
-    return statistics.verdict(results, made_up_scores(results), validation) | {"machines": []}
+    return statistics.judge_study(results, made_up_scores(results), validation)
 
 
 def rates_of(results: Sequence[Result]) -> list[dict[str, Any]]:

@@ -15,6 +15,7 @@ GATE = """
 def main(key: str | None = None) -> None:
     import sys, time
     from pathlib import Path
+    from dropout_study import checkpoint
     from dropout_study.console import TrainingReport
     key = key or os.environ["DVC_STAGE"].partition("@")[2]
     gates = Path({gates!r})
@@ -22,12 +23,13 @@ def main(key: str | None = None) -> None:
         log.write(key + "\\n")
     report = TrainingReport(key, images=1234, epochs=2, path=files.progress_file(key))
     figures = {{"train_loss": 1.0, "train_accuracy": 0.1, "validation_loss": 1.0, "validation_accuracy": 0.12}}
-    report.epoch({{"epoch": 1, **figures}}, [1.0])
-    while (gates / f"hold-{{key}}").exists():
-        time.sleep(0.05)
-    if (gates / f"fail-{{key}}").exists():
-        sys.exit(f"error: {{key}} cannot be trained")
-    train(key)
+    with checkpoint.locked(key):
+        report.epoch({{"epoch": 1, **figures}}, [1.0])
+        while (gates / f"hold-{{key}}").exists():
+            time.sleep(0.05)
+        if (gates / f"fail-{{key}}").exists():
+            sys.exit(f"error: {{key}} cannot be trained")
+        train(key)
 
 """
 

@@ -72,6 +72,7 @@ def test_main_measures_everything_that_is_installed(tmp_path: Path) -> None:
             assert ratios[name] == pytest.approx(speeds[ours] / speeds[rival], rel=0.01)
 
 
+@pytest.mark.slow
 def test_run_in_which_our_own_training_fails_ends_with_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "take_turns", lambda *_: {"stock": [1.0]})
 
@@ -117,17 +118,6 @@ def test_take_turns_ends_after_three_rounds_if_time_is_up() -> None:
     seconds, _ = take_turns([Turn("a", [])], rounds=8, warm_up=1, at_most=0)
 
     assert seconds == {"a": [2, 3, 4]}
-
-
-@pytest.mark.parametrize(
-    "arguments", [["--rate", "1"], ["--batch-size", "0"], ["--image-size", "24"], ["--steps", "0"], ["--threads", "-1"]]
-)
-def test_main_refuses_bad_options(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        training.main(arguments)
-
-    assert caught.value.code == 2
-    assert f"argument {arguments[0]}" in capsys.readouterr().err
 
 
 def test_random_images_are_a_function_of_the_seed() -> None:

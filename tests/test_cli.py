@@ -3,6 +3,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import keras
@@ -13,6 +14,7 @@ from PIL import Image
 from dropout_study import files, report
 from dropout_study.cli import main
 from dropout_study.results import Result
+from dropout_study.verdict import Machine, read_verdict, write_verdict
 from tests.clones import PROJECT, change_settings
 from tests.studies import verdict_of
 from tests.test_results import result
@@ -44,8 +46,7 @@ def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def write_results(rows: list[Result]) -> None:
     files.write_csv(files.STUDY, Result._fields, rows)
-    machines = [{"provenance": {"versions": {}}, "variants": []}]
-    files.write_json(files.VERDICT, verdict_of(rows) | {"machines": machines})
+    write_verdict(files.VERDICT, replace(verdict_of(rows), machines=[Machine({"versions": {}}, [])]))
 
 
 def write_model_and_image(directory: Path) -> None:
@@ -120,7 +121,7 @@ def test_results_prints_table_verdict_and_best_run(project: Path) -> None:
     status, out, _ = run("results")
 
     assert status == 0
-    verdict = files.read_json(files.VERDICT)
+    verdict = read_verdict()
     assert out.startswith(f"{report.table(verdict)}\n\n{report.paragraph(verdict)}")
     assert "sgd: With one run a rate, it cannot be said which rate is best" in out
     assert "Best single run by validation accuracy (90.0 %): sgd-0.5-0, test accuracy 80.0 %" in out
@@ -176,9 +177,7 @@ def test_results_says_if_other_versions_are_installed(
 ) -> None:
     write_results([result("sgd-0.1-0")])
     versions = {package: importlib.metadata.version(package) for package in ("keras", "tensorflow")} | recorded
-    verdict = files.read_json(files.VERDICT)
-    verdict["machines"] = [{"provenance": {"versions": versions}, "variants": ["sgd-0.1-0"]}]
-    files.write_json(files.VERDICT, verdict)
+    write_verdict(files.VERDICT, replace(read_verdict(), machines=[Machine({"versions": versions}, ["sgd-0.1-0"])]))
 
     _, out, _ = run("results")
 
@@ -201,10 +200,8 @@ def test_results_names_the_way_out_of_damaged_files(project: Path, file: Path, c
     status, out, err = run("results")
 
     assert (status, out) == (1, "")
-    assert err.startswith(
-        "error: metrics/study.csv or metrics/verdict.json is damaged or was written by another version"
-    )
-    assert "run `dvc repro`" in err
+    assert err.startswith(f"error: {file}: damaged, or written by another version of the project (")
+    assert err.endswith("`dvc repro` makes it again\n")
 
 
 @pytest.mark.parametrize("file", [files.STUDY, files.VERDICT])

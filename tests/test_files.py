@@ -77,54 +77,17 @@ def write_in_another_process(path: Path, then: str) -> subprocess.Popen[str]:
     )
 
 
-def test_replacing_removes_what_a_killed_process_left(tmp_path: Path) -> None:
-    path = tmp_path / "file [1].keras"
+def test_replacing_replaces_what_a_killed_process_left(tmp_path: Path) -> None:
+    path = tmp_path / "file.keras"
     with write_in_another_process(path, "os.kill(os.getpid(), 9)") as process:
         assert process.wait(60) == -signal.SIGKILL
-    left = sorted(os.listdir(tmp_path))
+    left = os.listdir(tmp_path)
 
-    files.write_bytes(tmp_path / "other.keras", b"")
-    after_other = sorted(os.listdir(tmp_path))
     files.write_bytes(path, b"new")
 
-    assert [Path(name).suffix for name in left] == [".keras", ".lock"]
-    assert after_other == [*left, "other.keras"]
-    assert sorted(os.listdir(tmp_path)) == [path.name, "other.keras"]
-
-
-def test_replacing_leaves_what_a_living_process_writes(tmp_path: Path) -> None:
-    path = tmp_path / "file.keras"
-    with write_in_another_process(path, "print('writing', flush=True); sys.stdin.read()") as process:
-        assert process.stdout
-        assert process.stdout.readline() == "writing\n"
-
-        files.write_bytes(path, b"this")
-        written = path.read_text()
-        process.communicate(timeout=60)
-
-    assert process.returncode == 0
-    assert (written, path.read_text()) == ("this", "other")
+    assert left == [".unfinished-file.keras"]
     assert os.listdir(tmp_path) == [path.name]
-
-
-def test_replacing_without_locks_leaves_what_a_living_process_may_write(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The directory is shared by a machine whose mount has no locks and one whose mount has."""
-    path = tmp_path / "file.txt"
-
-    def fail(*_: object) -> None:
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
-
-    with monkeypatch.context() as patch:
-        patch.setattr(fcntl, "flock", fail)
-        writer = files.replacing(path)
-        writer.__enter__().write_text("without")
-    files.write_bytes(path, b"with")
-    writer.__exit__(None, None, None)
-
-    assert path.read_text() == "without"
-    assert os.listdir(tmp_path) == ["file.txt"]
+    assert path.read_bytes() == b"new"
 
 
 def test_replacing_passes_on_errors_of_its_block_where_it_cannot_clean_up(tmp_path: Path) -> None:

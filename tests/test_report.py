@@ -9,14 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dropout_study import figures, report
-from dropout_study.results import QUANTITIES, Result
+from dropout_study.results import Result
+from dropout_study.verdict import QUANTITIES, Machine, Quantity, Ranking, RateVerdict
 from tests.studies import rates_of, verdict_of
 from tests.test_results import result
 from tests.test_statistics import CLEAR, NEAR, WORSE, WORST, other_optimizer, study
 
 
 def statement(results: Sequence[Result]) -> str:
-    return report.statement(verdict_of(results)["optimizers"]["sgd"])
+    return report.statement(verdict_of(results).optimizers["sgd"])
 
 
 def test_statement_names_what_may_be_best_and_what_is_worse() -> None:
@@ -97,12 +98,12 @@ def test_across_names_the_better_optimizer_and_its_rates() -> None:
 
 def test_margin_outlook_says_what_more_seeds_would_give() -> None:
     verdict = verdict_of(study({0.3: NEAR, 0.5: CLEAR}))
-    judged = verdict["optimizers"]["sgd"]["accuracy"]
+    judged = verdict.optimizers["sgd"].accuracy
 
-    text = report.margin_outlook(verdict["optimizers"]["sgd"], 500)
+    text = report.margin_outlook(verdict.optimizers["sgd"], 500)
 
-    five, ten = (f"{100 * judged['margin_with'][count]:.1f}" for count in ("5", "10"))
-    now, images = f"{100 * judged['rates'][0]['margin']:.1f}", f"{100 * judged['margin_of_images']:.1f}"
+    five, ten = (f"{100 * judged.margin_with[count]:.1f}" for count in ("5", "10"))
+    now, images = f"{100 * (judged.rates[0].margin or 0):.1f}", f"{100 * (judged.margin_of_images or 0):.1f}"
     assert text.startswith(
         f"By accuracy, the margin among those that may be the best is about ±{now} points; it would be about "
         f"±{five} with 5 seeds and ±{ten} with 10 seeds; the 500 test images leave ±{images} with any number of seeds. "
@@ -113,7 +114,7 @@ def test_margin_outlook_says_what_more_seeds_would_give() -> None:
 def test_margin_outlook_of_a_single_best_rate_is_empty() -> None:
     verdict = verdict_of(study({0.0: WORSE, 0.5: CLEAR}))
 
-    assert report.margin_outlook(verdict["optimizers"]["sgd"], 500) == ""
+    assert report.margin_outlook(verdict.optimizers["sgd"], 500) == ""
 
 
 def test_paragraph_has_statements_then_margins_then_notes() -> None:
@@ -215,8 +216,8 @@ def test_listed_names_neighbours_as_a_range(values: list[float], every: list[flo
 
 def test_computed_on_names_where_machines_differ() -> None:
     machines = [
-        {"provenance": {"processor": "Intel", "threads": 2}, "variants": ["a", "b"]},
-        {"provenance": {"processor": "AMD", "threads": 2, "device": "GPU"}, "variants": ["c"]},
+        Machine({"processor": "Intel", "threads": 2}, ["a", "b"]),
+        Machine({"processor": "AMD", "threads": 2, "device": "GPU"}, ["c"]),
     ]
 
     text = report.computed_on(machines)
@@ -257,32 +258,32 @@ def test_table_sentences_and_chart_agree(
     charts = {quantity: figures.by_dropout(rates, results, f"test_{quantity}").axes[0] for quantity in QUANTITIES}
 
     rows = iter(lines)
-    for number, (optimizer, judged) in enumerate(verdict["optimizers"].items()):
+    for number, (optimizer, judged) in enumerate(verdict.optimizers.items()):
         by_rate = {rate: next(rows) for rate in RATES}
         text = report.statement(judged)
         for quantity, axes in charts.items():
-            by_quantity = judged[quantity]
+            by_quantity = judged.by(quantity)
             check_table(by_quantity, by_rate, quantity)
             check_sentence(by_quantity, text, quantity)
             check_chart(by_quantity, axes, optimizer, len(cells), number, quantity)
 
 
-def check_table(judged: dict[str, Any], lines: dict[float, str], quantity: str) -> None:
+def check_table(judged: Ranking, lines: dict[float, str], quantity: Quantity) -> None:
     """The table says "worse" of the rates that are, and a difference above the margin stands nowhere else."""
-    for row in judged["rates"]:
-        rate = row["dropout"]
+    for row in judged.rates:
+        rate = float(row.dropout)
         cell = report._difference(row, judged, quantity)
         assert cell in lines[rate]
-        assert cell.startswith("worse") == (rate in judged["worse"])
-        if judged["status"] not in ("none", "one seed") and row["margin"] is not None:
-            assert (row["below"] > row["margin"] + 1e-12) == (rate in judged["worse"])
+        assert cell.startswith("worse") == (rate in judged.worse)
+        if judged.status not in ("none", "one seed") and row.margin is not None:
+            assert ((row.below or 0) > row.margin + 1e-12) == (rate in judged.worse)
 
 
-def check_sentence(judged: dict[str, Any], text: str, quantity: str) -> None:
+def check_sentence(judged: Ranking, text: str, quantity: Quantity) -> None:
     has = report.HAS[quantity]
-    may, worse = judged["may_be_best"], judged["worse"]
-    every = [row["dropout"] for row in judged["rates"] if row["dropout"] not in judged["not_judged"]]
-    match judged["status"]:
+    may, worse = judged.may_be_best, judged.worse
+    every = judged.judged
+    match judged.status:
         case "best":
             assert f"{may[0]} has {has}: every other rate is worse." in text
             assert sorted([*may, *worse]) == every
@@ -297,7 +298,7 @@ def check_sentence(judged: dict[str, Any], text: str, quantity: str) -> None:
             assert not worse
 
 
-def check_chart(judged: dict[str, Any], axes: Any, optimizer: str, optimizers: int, number: int, quantity: str) -> None:
+def check_chart(judged: Ranking, axes: Any, optimizer: str, optimizers: int, number: int, quantity: Quantity) -> None:
     """Filled means are in the band, hollow grey ones are outside."""
     color, marker = figures.COLORS[optimizer], figures.MARKERS[optimizer]
     slot = 0.06 / optimizers
@@ -314,18 +315,18 @@ def check_chart(judged: dict[str, Any], axes: Any, optimizer: str, optimizers: i
         )
         for patch in axes.patches
     }
-    for row in judged["rates"]:
-        rate = row["dropout"]
-        if row["mean"] is None:
+    for row in judged.rates:
+        rate = float(row.dropout)
+        if row.mean is None:
             continue
-        line = means[rate, drawn_mean(row["mean"], means, rate)]
+        line = means[rate, drawn_mean(row.mean, means, rate)]
         hollow = line.get_markerfacecolor() == "white"
-        assert hollow == (rate in judged["worse"] or rate in judged["not_judged"])
-        assert (line.get_label() == "worse") == (rate in judged["worse"])
-        if judged["may_be_best"] and row["margin"] is not None:
+        assert hollow == (rate in judged.worse or rate in judged.not_judged)
+        assert (line.get_label() == "worse") == (rate in judged.worse)
+        if judged.may_be_best and row.margin is not None:
             low, high = bands[rate]
-            inside = low - 1e-9 <= row["mean"] <= high + 1e-9
-            assert inside == (rate in judged["may_be_best"])
+            inside = low - 1e-9 <= row.mean <= high + 1e-9
+            assert inside == (rate in judged.may_be_best)
     assert all(line.get_color() == color for line in means.values() if line.get_label() == optimizer)
 
 
@@ -344,8 +345,8 @@ def test_answer_names_in_a_sentence_what_may_be_best_by_optimizer() -> None:
     )
 
 
-def test_apart_has_distance_margin_and_direction() -> None:
-    row = {"below": 0.0123, "margin": 0.0046}
+def test_distance_text_has_distance_margin_and_direction() -> None:
+    row = RateVerdict(0.5, 3, 0, below=0.0123, margin=0.0046)
 
-    assert report.apart(row, "accuracy", 0.3) == "1.2 ± 0.5 points below 0.3"
-    assert report.apart(row, "loss", "it") == "0.012 ± 0.005 nats above it"
+    assert report.distance_text(row, "accuracy", 0.3) == "1.2 ± 0.5 points below 0.3"
+    assert report.distance_text(row, "loss", "it") == "0.012 ± 0.005 nats above it"

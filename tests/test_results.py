@@ -10,6 +10,7 @@ from dropout_study import calibration, files, results, statistics
 from dropout_study.console import StudyError
 from dropout_study.results import Result
 from dropout_study.settings import Variant
+from dropout_study.verdict import Machine, rounded
 from tests.studies import rates_of
 
 
@@ -152,13 +153,6 @@ def test_read_rates_returns_what_was_written(tmp_path: Path) -> None:
     assert read == rates
 
 
-def test_rounded_keeps_six_significant_digits_however_deep() -> None:
-    assert results.rounded({"a": [0.123456789, 3, "x", None], "b": (1234567.8,)}) == {
-        "a": [0.123457, 3, "x", None],
-        "b": [1234570.0],
-    }
-
-
 def test_read_results_says_how_to_make_them(tmp_path: Path) -> None:
     with pytest.raises(StudyError, match="there are no results yet; `dvc repro` makes them"):
         results.read_results(tmp_path / "study.csv")
@@ -190,7 +184,7 @@ def test_metrics_have_accuracy_and_loss_by_variant_and_means_by_rate() -> None:
     other = result("sgd-0.1-1", test_accuracy=0.6, test_loss=0.7)
     rows = [best, other, result("sgd-0.2-0", diverged=4)]
 
-    value = results.rounded(results.metrics(rows, best, rates_of(rows)))
+    value = rounded(results.metrics(rows, best, rates_of(rows)))
 
     assert json.loads(json.dumps(value)) == {
         "best": {
@@ -263,4 +257,4 @@ def test_machines_groups_variants_by_provenance() -> None:
 
     kinds = results.machines({"a": intel, "b": amd, "c": amd})
 
-    assert kinds == [{"provenance": amd, "variants": ["b", "c"]}, {"provenance": intel, "variants": ["a"]}]
+    assert kinds == [Machine(amd, ["b", "c"]), Machine(intel, ["a"])]

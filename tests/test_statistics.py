@@ -1,6 +1,5 @@
 """The study's statistics against worked examples, known distributions, and chance."""
 
-import json
 import math
 import subprocess
 import sys
@@ -15,8 +14,9 @@ from scipy import stats
 
 from benchmarks import verdict as simulation
 from dropout_study import statistics
-from dropout_study.results import QUANTITIES, Result
+from dropout_study.results import Result
 from dropout_study.statistics import Rate
+from dropout_study.verdict import QUANTITIES, Ranking
 from tests.clones import PROJECT
 from tests.studies import made_up_scores, rates_of, verdict_of
 from tests.test_results import result
@@ -279,9 +279,8 @@ def study(
     ]
 
 
-def verdict_by_accuracy(results: Sequence[Result]) -> dict[str, Any]:
-    by_accuracy: dict[str, Any] = verdict_of(results)["optimizers"]["sgd"]["accuracy"]
-    return by_accuracy
+def verdict_by_accuracy(results: Sequence[Result]) -> Ranking:
+    return verdict_of(results).optimizers["sgd"].accuracy
 
 
 CLEAR = [0.80, 0.81, 0.82, 0.83]
@@ -303,29 +302,30 @@ WORST = [0.1, 0.11, 0.09, 0.1]
 def test_verdict_has_a_status_and_the_rates_that_may_be_best(
     rates: dict[float, Sequence[float]], status: str, may_be_best: list[float], worse: list[float]
 ) -> None:
-    judged = verdict_of(study(rates))["optimizers"]["sgd"]
+    judged = verdict_of(study(rates)).optimizers["sgd"]
 
     for quantity in QUANTITIES:
-        by_quantity = judged[quantity]
-        assert by_quantity["status"] == status
-        assert (by_quantity["may_be_best"], by_quantity["worse"]) == (may_be_best, worse)
+        by_quantity = judged.by(quantity)
+        assert by_quantity.status == status
+        assert (by_quantity.may_be_best, by_quantity.worse) == (may_be_best, worse)
 
 
 def test_verdict_of_a_rate_has_its_figures_and_its_distance() -> None:
     verdict = verdict_of(study({0.0: WORSE, 0.5: CLEAR}))
 
-    judged = verdict["optimizers"]["sgd"]
-    worse, leader = judged["accuracy"]["rates"]
-    assert (worse["dropout"], worse["runs"], worse["diverged"]) == (0.0, 4, 0)
-    assert (worse["mean"], worse["lowest"], worse["highest"]) == pytest.approx((0.7175, 0.70, 0.74))
-    assert worse["below"] == pytest.approx(0.815 - 0.7175)
-    assert 0 < worse["margin"] < worse["below"]
-    assert worse["round"] == 1
-    assert (leader["below"], leader["margin"], leader["round"]) == (0, None, None)
-    above = judged["loss"]["rates"][0]
-    assert (above["mean"], above["lowest"], above["highest"]) == pytest.approx((0.4825, 0.46, 0.50))
-    assert above["below"] == pytest.approx(0.815 - 0.7175)
-    assert json.loads(json.dumps(verdict, allow_nan=False)) == verdict
+    judged = verdict.optimizers["sgd"]
+    worse, leader = judged.accuracy.rates
+    assert (worse.dropout, worse.runs, worse.diverged) == (0.0, 4, 0)
+    assert (worse.mean, worse.lowest, worse.highest) == pytest.approx((0.7175, 0.70, 0.74))
+    assert worse.below == pytest.approx(0.815 - 0.7175)
+    assert worse.margin is not None
+    assert worse.below is not None
+    assert 0 < worse.margin < worse.below
+    assert worse.round == 1
+    assert (leader.below, leader.margin, leader.round) == (0, None, None)
+    above = judged.loss.rates[0]
+    assert (above.mean, above.lowest, above.highest) == pytest.approx((0.4825, 0.46, 0.50))
+    assert above.below == pytest.approx(0.815 - 0.7175)
 
 
 def test_verdict_does_not_judge_a_rate_of_which_a_run_diverged() -> None:
@@ -333,39 +333,41 @@ def test_verdict_does_not_judge_a_rate_of_which_a_run_diverged() -> None:
 
     judged = verdict_by_accuracy(results)
 
-    assert judged["not_judged"] == [0.5, 0.9]
-    assert (judged["leader"], judged["may_be_best"], judged["worse"]) == (0.3, [0.3], [0.0])
-    assert [(row["runs"], row["diverged"], row["below"]) for row in judged["rates"][2:]] == [(3, 1, None), (0, 4, None)]
-    assert judged["rates"][2]["mean"] == pytest.approx(0.98667, abs=1e-5)
-    assert judged["rates"][3]["mean"] is None
+    assert judged.not_judged == [0.5, 0.9]
+    assert (judged.leader, judged.may_be_best, judged.worse) == (0.3, [0.3], [0.0])
+    assert [(row.runs, row.diverged, row.below) for row in judged.rates[2:]] == [(3, 1, None), (0, 4, None)]
+    assert judged.rates[2].mean == pytest.approx(0.98667, abs=1e-5)
+    assert judged.rates[3].mean is None
 
 
 def test_verdict_is_none_if_a_run_of_every_rate_diverged() -> None:
     verdict = verdict_of(study({0.0: [None, 0.5], 0.5: [0.6, None]}))
 
-    judged = verdict["optimizers"]["sgd"]
-    assert (judged["accuracy"]["status"], judged["accuracy"]["leader"], judged["validation_choice"]) == (
+    judged = verdict.optimizers["sgd"]
+    assert (judged.accuracy.status, judged.accuracy.leader, judged.validation_choice) == (
         "none",
         None,
         None,
     )
-    assert verdict["diverged"] == {"sgd-0.0-0": 3, "sgd-0.5-1": 3}
+    assert verdict.diverged == {"sgd-0.0-0": 3, "sgd-0.5-1": 3}
 
 
 def test_verdict_of_one_seed_is_about_networks() -> None:
     judged = verdict_by_accuracy(study({0.0: [0.806], 0.5: [0.81], 0.9: [0.1]}))
 
-    assert judged["status"] == "one seed"
-    assert judged["networks_may_be_best"] == [0.0, 0.5]
-    assert (judged["margin_with"], judged["margin_of_images"]) == ({}, None)
+    assert judged.status == "one seed"
+    assert judged.networks_may_be_best == [0.0, 0.5]
+    assert (judged.margin_with, judged.margin_of_images) == ({}, None)
 
 
 def test_verdict_has_the_margins_of_the_next_two_numbers_of_seeds() -> None:
     judged = verdict_by_accuracy(study({0.3: NEAR, 0.5: CLEAR}))
 
-    assert list(judged["margin_with"]) == ["5", "10"]
-    five, ten = judged["margin_with"].values()
-    assert judged["margin_of_images"] < ten < five < judged["rates"][0]["margin"]
+    assert list(judged.margin_with) == ["5", "10"]
+    five, ten = judged.margin_with.values()
+    assert judged.margin_of_images is not None
+    assert judged.rates[0].margin is not None
+    assert judged.margin_of_images < ten < five < judged.rates[0].margin
 
 
 def test_validation_choice_is_the_best_mean_accuracy_then_loss() -> None:
@@ -377,14 +379,14 @@ def test_validation_choice_is_the_best_mean_accuracy_then_loss() -> None:
 
     by_mean, by_loss = verdict_of(rows), verdict_of(equal)
 
-    assert by_mean["optimizers"]["sgd"]["validation_choice"] == 0.0
-    assert by_loss["optimizers"]["sgd"]["validation_choice"] == 0.5
+    assert by_mean.optimizers["sgd"].validation_choice == 0.0
+    assert by_loss.optimizers["sgd"].validation_choice == 0.5
 
 
 def test_validation_choice_is_no_rate_of_which_a_run_diverged() -> None:
     verdict = verdict_of(study({0.0: CLEAR, 0.5: [0.99, None]}, validation={0.5: 0.99}))
 
-    assert verdict["optimizers"]["sgd"]["validation_choice"] == 0.0
+    assert verdict.optimizers["sgd"].validation_choice == 0.0
 
 
 def other_optimizer(results: Sequence[Result], factor: float) -> list[Result]:
@@ -400,35 +402,37 @@ def other_optimizer(results: Sequence[Result], factor: float) -> list[Result]:
 def test_verdict_across_optimizers_names_the_better_one() -> None:
     results = study({0.3: NEAR, 0.5: CLEAR})
 
-    across = verdict_of([*results, *other_optimizer(results, 0.8)])["across_optimizers"]
+    across = verdict_of([*results, *other_optimizer(results, 0.8)]).across_optimizers
 
-    assert across["accuracy"]["may_be_best"] == ["sgd-0.3", "sgd-0.5"]
-    assert across["accuracy"]["worse"] == ["adam-0.3", "adam-0.5"]
-    assert across["accuracy"]["better_optimizer"] == "sgd"
-    assert (across["loss"]["status"], across["loss"]["better_optimizer"]) == ("any", None)
+    assert across
+
+    assert across.accuracy.may_be_best == ["sgd-0.3", "sgd-0.5"]
+    assert across.accuracy.worse == ["adam-0.3", "adam-0.5"]
+    assert across.accuracy.better_optimizer == "sgd"
+    assert (across.loss.status, across.loss.better_optimizer) == ("any", None)
 
 
 def test_verdict_across_optimizers_needs_two() -> None:
-    assert verdict_of(study({0.3: NEAR, 0.5: CLEAR}))["across_optimizers"] is None
+    assert verdict_of(study({0.3: NEAR, 0.5: CLEAR})).across_optimizers is None
 
 
 def test_verdict_judges_each_optimizer_alone() -> None:
     results = study({0.0: CLEAR, 0.5: WORSE})
     other = [row._replace(test_accuracy=0.9 - row.test_accuracy / 2) for row in other_optimizer(results, 1)]
 
-    judged = verdict_of([*results, *other])["optimizers"]
+    judged = verdict_of([*results, *other]).optimizers
 
     assert list(judged) == ["sgd", "adam"]
-    assert judged["sgd"]["accuracy"]["leader"] == 0.0
-    assert judged["adam"]["accuracy"]["leader"] == 0.5
+    assert judged["sgd"].accuracy.leader == 0.0
+    assert judged["adam"].accuracy.leader == 0.5
 
 
 def test_verdict_names_what_models_were_chosen_by() -> None:
     results = study({0.0: CLEAR})
 
-    assert verdict_of(results, validation=0.1)["validated_on"] == "held-out images"
-    assert verdict_of(results, validation="test")["validated_on"] == "test images"
-    assert statistics.verdict(results, made_up_scores(results, images=400), 0.1)["test_images"] == 400
+    assert verdict_of(results, validation=0.1).validated_on == "held-out images"
+    assert verdict_of(results, validation="test").validated_on == "test images"
+    assert statistics.judge_study(results, made_up_scores(results, images=400), 0.1).test_images == 400
 
 
 def test_rates_have_what_the_charts_draw() -> None:

@@ -16,7 +16,7 @@ from dropout_study import console, files, report
 from dropout_study.published import claims, tables
 from dropout_study.published.publication import DIRECTORY, PICTURES, Published, read_published, renew
 from dropout_study.results import finished
-from dropout_study.settings import load_settings
+from dropout_study.verdict import Machine
 
 PAGE = Path("docs/results.md")
 README = Path("README.md")
@@ -24,7 +24,6 @@ BEGIN, END = "<!-- results -->", "<!-- /results -->"  # around the headline
 TEMPLATE = Path(__file__).with_name("page.md.jinja")
 AUTHOR = DIRECTORY / "article-adadelta.csv"  # what the article's notebook printed
 CLIPPED_LOSS = DIRECTORY / "clipped-loss.csv"  # one epoch by the loss of Keras 2 and by that from logits
-PRESET = Path("presets/cifar10-small.yaml")  # of the main study
 LINKS = Path("..") / DIRECTORY  # from the page
 
 # The studies that the page is about; those that are not published yet are missing from it.
@@ -52,10 +51,10 @@ def claim_rows(study: Published | None) -> list[tables.Row]:
     ]
 
 
-def context(published: Mapping[str, Published], author: Sequence[Mapping[str, str]], planned: int) -> dict[str, Any]:
+def context(published: Mapping[str, Published], author: Sequence[Mapping[str, str]]) -> dict[str, Any]:
     """Return what the template of the page is filled with: the published studies, and what makes its tables of them.
 
-    `author` are the rows of the author's table, and `planned` is how many runs the main study has when it is complete.
+    `author` are the rows of the author's table.
     """
     sizes = [published[name] for name in SIZES if name in published]
     if len({study.settings.images_to_train_on for study in sizes}) < 2:
@@ -68,7 +67,6 @@ def context(published: Mapping[str, Published], author: Sequence[Mapping[str, st
         "studies": published.values(),
         "author": author,
         "starts": files.read_csv(CLIPPED_LOSS),
-        "planned": planned,
         "article_runs": ARTICLE_RUNS,
         "links": LINKS,
         "picture": lambda study, name: f"{LINKS}/{study.name}/{PICTURES}/{name}.png",
@@ -92,7 +90,7 @@ def facts(study: Published) -> list[str]:
     lines = [
         f"{report.count(study.results, 'run')}, {diverged or 'none'} diverged; {settings.images_to_train_on:,} "
         f"training images, {settings.train.epochs} epochs, batches of {settings.train.batch_size}",
-        *(machine(kind, len(study.results)) for kind in study.verdict["machines"]),
+        *(machine(kind, len(study.results)) for kind in study.verdict.machines),
     ]
     if speeds:
         seconds = sum(speed["seconds"] for speed in trained.values())
@@ -112,30 +110,23 @@ def facts(study: Published) -> list[str]:
     return lines
 
 
-def machine(kind: Mapping[str, Any], runs: int) -> str:
+def machine(kind: Machine, runs: int) -> str:
     """Return a kind of machine with its versions, and how many of the `runs` were computed on it if not all."""
-    provenance = kind["provenance"]
+    provenance = kind.provenance
     device = provenance["processor"] if provenance["device"] == "CPU" else provenance["device"]
     threads = f"{provenance['threads']} thread{'s' * (provenance['threads'] > 1)}"
     versions = ", ".join(f"{name} {version}" for name, version in provenance["versions"].items())
-    share = f"{len(kind['variants'])} of {runs} runs: " if len(kind["variants"]) < runs else ""
+    share = f"{len(kind.variants)} of {runs} runs: " if len(kind.variants) < runs else ""
     sets = " ".join(provenance["instruction_sets"])
     return f"{share}{device} with {sets}, {threads}, {provenance['system']}; {versions}"
 
 
-def page(published: Mapping[str, Published], author: Sequence[Mapping[str, str]], planned: int, template: str) -> str:
-    """Return docs/results.md: Markdown, from the published studies by name and the rows of the author's table.
-
-    `planned` is how many runs the main study has when it is complete.
-    """
+def page(published: Mapping[str, Published], author: Sequence[Mapping[str, str]]) -> str:
+    """Return docs/results.md: Markdown, from the published studies by name and the rows of the author's table."""
+    template = TEMPLATE.read_text(encoding="utf-8")
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    text = environment.from_string(template).render(context(published, author, planned))
+    text = environment.from_string(template).render(context(published, author))
     return re.sub(r"\n{3,}", "\n\n", text.strip()) + "\n"  # a table ends with a newline of its own
-
-
-def runs_planned() -> int:
-    """Return how many runs the main study has when it is complete, by its preset."""
-    return len(load_settings(PRESET).variants)
 
 
 def images_of(study: Published) -> str:
@@ -154,17 +145,13 @@ def conditions(study: Published) -> str:
     )
 
 
-def headline(main: Published, longer: Published | None, planned: int) -> str:
-    """Return what the README shows of the main study and of the longer one: the answer and the main table.
-
-    `planned` is how many runs the main study has when it is complete.
-    """
-    running = f" The study still runs: {len(main.results)} of {planned} runs are in." * (len(main.results) < planned)
+def headline(main: Published, longer: Published | None) -> str:
+    """Return what the README shows of the main study and of the longer one: the answer and the main table."""
     best = claims.best_by_all(main.verdict, main.settings.train.epochs)
     by_loss, more_epochs = claims.article_by_loss(main.verdict), tables.with_more_epochs(main, longer)
     paragraphs = (
         f"{best} Is {claims.ARTICLE_RATE} the best? {claims.answer_to_article(main.verdict)} "
-        f"{' '.join(filter(None, (by_loss, more_epochs)))}{running}",
+        f"{' '.join(filter(None, (by_loss, more_epochs)))}",
         f"These are {report.count(main.results, 'run')}: {conditions(main)}. {ARTICLE_RUNS}.",
     )
     answer = "\n\n".join(textwrap.fill(paragraph, 120) for paragraph in paragraphs)
@@ -181,11 +168,9 @@ def with_headline(readme: str, shown: str) -> str:
 def main() -> None:
     """Write docs/results.md, the README's headline, and the words and pictures of each published study."""
     published = {name: renew(DIRECTORY / name) for name in read_published()}
-    planned = runs_planned()
-    text = page(published, files.read_csv(AUTHOR), planned, TEMPLATE.read_text(encoding="utf-8"))
-    files.write_bytes(PAGE, text.encode())
+    files.write_bytes(PAGE, page(published, files.read_csv(AUTHOR)).encode())
     if MAIN in published:
-        shown = headline(published[MAIN], published.get(LONGER), planned)
+        shown = headline(published[MAIN], published.get(LONGER))
         readme = with_headline(README.read_text(encoding="utf-8"), shown)
         files.write_bytes(README, readme.encode())
     console.say(f"written: {PAGE}, the results in {README}, the verdicts and pictures in {DIRECTORY}/")

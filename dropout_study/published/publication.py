@@ -26,6 +26,7 @@ from dropout_study.commands import DVC, output
 from dropout_study.console import StudyError
 from dropout_study.results import History, Result
 from dropout_study.settings import Settings, load_settings
+from dropout_study.verdict import QUANTITIES, Verdict, read_verdict, rounded
 
 DIRECTORY = Path("results")
 SCORES = "scores"
@@ -51,7 +52,7 @@ class Published(NamedTuple):
     settings: Settings
     results: list[Result]
     rates: list[dict[str, Any]]
-    verdict: dict[str, Any]
+    verdict: Verdict
     histories: dict[str, History]
     reliability: dict[str, list[Bin]]
     provenance: dict[str, Any]
@@ -100,7 +101,7 @@ def _add_runs(directory: Path, settings: Settings, before: Published | None) -> 
     grid = load_settings(directory / files.SETTINGS.name, published=True).variants
     runs = [rows[variant.key] for variant in grid if variant.key in rows]
     files.write_csv(directory / files.STUDY.name, Result._fields, runs)
-    table = results.rounded(page_tables.history_rows(runs, histories))
+    table = rounded(page_tables.history_rows(runs, histories))
     files.write_csv(directory / files.HISTORIES.name, page_tables.HISTORY_COLUMNS, table)
     provenance = {
         "archive": settings.download.sha256 if settings.dataset == "cifar10" else None,
@@ -203,7 +204,7 @@ def _read(directory: Path) -> Published:
         load_settings(directory / files.SETTINGS.name, published=True),
         results.read_results(directory / files.STUDY.name),
         results.read_rates(directory / files.RATES.name),
-        files.read_json(directory / files.VERDICT.name),
+        read_verdict(directory / files.VERDICT.name),
         _histories(directory / files.HISTORIES.name),
         results.read_reliability(directory / files.RELIABILITY.name),
         files.read_json(directory / PROVENANCE),
@@ -216,7 +217,7 @@ def _histories(path: Path) -> dict[str, History]:
     for row in files.read_csv(path):
         epoch = int(row["epoch"])
         values = epochs.setdefault(row["variant"], {}).setdefault(epoch, {"epoch": epoch})
-        for quantity in results.QUANTITIES:
+        for quantity in QUANTITIES:
             values[f"{row['part']}_{quantity}"] = float(row[quantity]) if row[quantity] else math.nan
     return {variant: [*by_epoch.values()] for variant, by_epoch in epochs.items()}
 

@@ -3,12 +3,12 @@
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 from dropout_study import calibration, report
 from dropout_study.published.claims import ARTICLE_RATE
 from dropout_study.published.publication import Published
-from dropout_study.results import QUANTITIES, Result, by_rate, finished
+from dropout_study.results import Result, by_rate, finished
+from dropout_study.verdict import QUANTITIES, Quantity, Ranking
 
 SIZE_RATES = (0.0, 0.3, 0.5)
 ARTICLE_EPOCHS = 50
@@ -90,8 +90,8 @@ def still_rising(study: Published) -> str:
     """
     rises = {rate: 100 * (curve[-1][0] - curve[-1 - LATE_EPOCHS][0]) for rate, curve in curves(study).items()}
     parts = []
-    for optimizer, judged in study.verdict["optimizers"].items():
-        here, there = (optimizer, ARTICLE_RATE), (optimizer, judged["accuracy"]["leader"])
+    for optimizer, verdicts in study.verdict.optimizers.items():
+        here, there = (optimizer, ARTICLE_RATE), (optimizer, verdicts.accuracy.leader)
         if here in rises and there in rises and rises[here] > max(0, rises[there]):
             leader = f"at {there[1]}, which leads: {rises[there]:+.1f}".replace("-", "−")
             parts.append(f"by {rises[here]:.1f} points with {optimizer} ({leader})")
@@ -133,22 +133,22 @@ def longer_rows(main: Published, longer: Published) -> list[Row]:
 
 def plateau_rows(study: Published) -> list[Row]:
     """Return for each optimizer and quantity what the verdict says of the forerunner's rate and of the article's."""
+    rates = (FORERUNNER_RATE, ARTICLE_RATE)
     return [
-        (optimizer, quantity, *(place(judged[quantity], quantity, rate) for rate in (FORERUNNER_RATE, ARTICLE_RATE)))
-        for optimizer, judged in study.verdict["optimizers"].items()
+        (optimizer, quantity, *(standing(verdicts.by(quantity), quantity, rate) for rate in rates))
+        for optimizer, verdicts in study.verdict.optimizers.items()
         for quantity in QUANTITIES
     ]
 
 
-def place(judged: Mapping[str, Any], quantity: str, dropout: float) -> str:
+def standing(ranking: Ranking, quantity: Quantity, dropout: float) -> str:
     """Return in a few words what the verdict says of a rate."""
-    rows = {row["dropout"]: row for row in judged["rates"]}
-    if dropout not in rows or dropout in judged["not_judged"] or not judged["may_be_best"]:
+    if dropout not in ranking.judged or not ranking.may_be_best:
         return "not judged"
-    if dropout == judged["leader"]:
+    if dropout == ranking.leader:
         return "leads"
-    words = "may be the best" if dropout in judged["may_be_best"] else "worse"
-    return f"{words}: {report.apart(rows[dropout], quantity, judged['leader'])}"
+    words = "may be the best" if dropout in ranking.may_be_best else "worse"
+    return f"{words}: {report.distance_text(ranking.rate(dropout), quantity, ranking.leader)}"
 
 
 def collapsed_rows(published: Iterable[Published], author: Sequence[Mapping[str, str]]) -> list[Row]:
@@ -230,21 +230,20 @@ def change(group: Sequence[Result], without: Sequence[Result], quantity: str) ->
     return f"{round(value, digits) + 0.0:+.{digits}f}".replace("-", "−")  # + 0.0: no negative zero
 
 
-def gain_seen(studies: Sequence[Published], quantity: str) -> str:
+def gain_seen(studies: Sequence[Published], quantity: Quantity) -> str:
     """Return in a sentence whether dropout is seen to better `quantity`: in which studies 0.0 is worse."""
-    judged = [
-        (f"with {optimizer}, {amount(study)}", of[quantity])
+    rankings = {
+        f"with {optimizer}, {amount(study)}": verdicts.by(quantity)
         for study in studies
-        for optimizer, of in study.verdict["optimizers"].items()
-    ]
+        for optimizer, verdicts in study.verdict.optimizers.items()
+    }
     best = report.HAS[quantity]
     worse = [
-        f"{name}, where 0.0 is {report.apart(row, quantity, of['leader'])}"
-        for name, of in judged
-        for row in of["rates"]
-        if row["dropout"] == 0.0 and 0.0 in of["worse"]
+        f"{name}, where 0.0 is {report.distance_text(ranking.rate(0.0), quantity, ranking.leader)}"
+        for name, ranking in rankings.items()
+        if 0.0 in ranking.worse
     ]
-    if len(worse) == len(judged):
+    if len(worse) == len(rankings):
         return f"By {quantity}, a gain is seen with every amount of data: 0.0 is worse."
     smaller = "though a gain smaller than the margins may be there"
     if not worse:
@@ -279,13 +278,15 @@ def authors_lead(author: Sequence[Mapping[str, str]], main: Published) -> str:
         f"{first['dropout']} has {100 * shares[0]:.1f} % and {second['dropout']}, the next, {100 * shares[1]:.1f} %: "
         f"{100 * (shares[0] - shares[1]):.1f} points less. Each is one run."
     )
-    judged = main.verdict["optimizers"].get(first["optimizer"], {}).get("accuracy", {"rates": [], "may_be_best": []})
-    margins = [row["margin"] for row in judged["rates"] if row["dropout"] in judged["may_be_best"] and row["margin"]]
+    verdicts = main.verdict.optimizers.get(first["optimizer"])
+    rates = verdicts.accuracy.rates if verdicts else ()
+    tied = verdicts.accuracy.may_be_best if verdicts else ()
+    margins = [rate.margin for rate in rates if rate.dropout in tied and rate.margin]
     if not margins:
         return sentence
     return (
         f"{sentence} In the main study, with fewer images, rates that may be the best have margins of up to "
-        f"±{100 * max(margins):.1f} points, with {report.seeds(row['runs'] for row in judged['rates'])}."
+        f"±{100 * max(margins):.1f} points, with {report.seeds(rate.runs for rate in rates)}."
     )
 
 

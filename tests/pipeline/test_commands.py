@@ -154,8 +154,7 @@ LITTER = (
     ".~lock.x.csv#",
     "~$x.csv",
     ".idea/workspace.xml",
-    ".unfinished-0123456789abcdef.x.csv",
-    ".unfinished-0123456789abcdef.x.csv.lock",
+    ".unfinished-x.csv",
 )
 EMACS_LOCK = ".#x.csv"  # a symbolic link to nothing
 

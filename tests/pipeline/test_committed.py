@@ -10,8 +10,9 @@ import pytest
 from ruamel.yaml import YAML
 
 from dropout_study import files, report
-from dropout_study.results import QUANTITIES, by_rate, read_results
+from dropout_study.results import by_rate, read_results
 from dropout_study.settings import load_settings
+from dropout_study.verdict import QUANTITIES, read_verdict
 from tests.clones import PROJECT, Clone
 from tests.needs import missing
 
@@ -52,7 +53,7 @@ def test_study_has_the_variants_of_the_settings(committed: Clone) -> None:
 
 def test_readme_shows_the_committed_demonstration(committed: Clone) -> None:
     readme = (committed.path / "README.md").read_text()
-    verdict = files.read_json(committed.path / files.VERDICT)
+    verdict = read_verdict(committed.path / files.VERDICT)
 
     shown = readme.partition("<!-- demonstration -->")[2].partition("<!-- /demonstration -->")[0]
     table, _, quoted = shown.strip().removeprefix("```text\n").partition("\n```\n")
@@ -80,7 +81,7 @@ def test_readme_shows_the_prediction_of_the_committed_model(committed: Clone) ->
 
 
 def test_committed_words_are_those_of_the_committed_numbers(committed: Clone) -> None:
-    verdict = files.read_json(committed.path / files.VERDICT)
+    verdict = read_verdict(committed.path / files.VERDICT)
     results = read_results(committed.path / files.STUDY)
     dataset = load_settings(committed.path / "params.yaml").dataset
 
@@ -92,15 +93,15 @@ def test_committed_words_are_those_of_the_committed_numbers(committed: Clone) ->
 
 
 def test_committed_verdict_and_table_have_the_same_means(committed: Clone) -> None:
-    verdict = files.read_json(committed.path / files.VERDICT)
+    verdict = read_verdict(committed.path / files.VERDICT)
     groups = by_rate(read_results(committed.path / files.STUDY))
 
-    for optimizer, judged in verdict["optimizers"].items():
+    for optimizer, verdicts in verdict.optimizers.items():
         for quantity in QUANTITIES:
-            for row in judged[quantity]["rates"]:
-                runs = [getattr(run, f"test_{quantity}") for run in groups[optimizer, row["dropout"]]]
+            for row in verdicts.by(quantity).rates:
+                runs = [getattr(run, f"test_{quantity}") for run in groups[optimizer, float(row.dropout)]]
                 expected = (fmean(runs), min(runs), max(runs), len(runs))
-                assert (row["mean"], row["lowest"], row["highest"], row["runs"]) == pytest.approx(expected, rel=1e-5)
+                assert (row.mean, row.lowest, row.highest, row.runs) == pytest.approx(expected, rel=1e-5)
 
 
 def test_outputs_are_either_cached_and_ignored_or_committed(committed: Clone) -> None:

@@ -89,6 +89,7 @@ def test_predict_takes_any_variant(studied: Clone, tmp_path: Path) -> None:
     assert done.stdout.count("%") == 3
 
 
+@pytest.mark.slow
 def test_train_never_reads_the_test_labels(studied: Clone, tmp_path: Path) -> None:
     with copied(studied, tmp_path / "project") as clone:
         expected = {path: path.read_bytes() for path in (clone.path / "data/predictions").iterdir()}
@@ -150,6 +151,7 @@ def test_repro_of_another_user_in_another_clone_gives_the_same_bytes(studied: Cl
     assert fresh.run("git", "status", "--porcelain").stdout == ""
 
 
+@pytest.mark.slow
 def test_repro_takes_a_diverged_variant_as_a_result_and_going_back_trains_nothing(
     studied: Clone, tmp_path: Path
 ) -> None:

@@ -18,7 +18,7 @@ STAGES = {
     "download": "data/raw/train_images.npy",
     "normalize": "data/normalized/train_images.npy",
     "train@sgd-0.0-0": "models/variants/sgd-0.0-0.keras",
-    "evaluate": "metrics/study.csv",
+    "evaluate": "metrics/verdict.json",
     "plot": "data/vega.js",
 }
 # Everything below runs as root of a user namespace of its own, in which file systems can be mounted.

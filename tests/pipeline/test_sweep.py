@@ -146,7 +146,7 @@ def test_keep_going_trains_the_others(swept: Clone) -> None:
     assert sorted(started(swept)) == sorted([*KEYS, "sgd-0.0-0"])
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_interrupt_keeps_what_is_trained_and_the_next_sweep_trains_the_rest(swept: Clone, number: int) -> None:
     (gates(swept) / "hold-sgd-0.5-0").touch()
     (gates(swept) / "hold-adadelta-0.0-0").touch()

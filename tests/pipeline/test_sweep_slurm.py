@@ -124,7 +124,7 @@ def test_training_that_is_requeued_resumes_with_the_bytes_of_an_uninterrupted_ru
 ) -> None:
     """With the real trainer."""
     clone = small_project(tmp_path / "project")
-    clone.change(study__optimizers=["adadelta"], study__dropouts=[0.5], train__epochs=40, train__batch_size=10)
+    clone.change(study__optimizers=["adadelta"], study__dropouts=[0.5], train__epochs=20, train__batch_size=10)
     clone.change(network__filters=[16, 16, 32, 32], network__units=[64, 64])
     clone.commit("a study of one variant")
     expected = undisturbed_outputs(clone, tmp_path / "uninterrupted")
@@ -134,7 +134,7 @@ def test_training_that_is_requeued_resumes_with_the_bytes_of_an_uninterrupted_ru
     def log() -> str:
         return "".join(path.read_text() for path in tmp_path.glob("dropout-study-*/logs/*/adadelta-0.5-0.log"))
 
-    wait_until(lambda: "epoch  3/40" in log())
+    wait_until(lambda: "epoch  3/20" in log())
     slurm("scontrol", "requeue", f"{job}_0", **cluster)
     wait_until(lambda: "resuming after epoch" in log())
 

@@ -1,19 +1,15 @@
 """The symptoms in docs/troubleshooting.md are reproduced, and the commands there fix them."""
 
 import hashlib
-import os
-import random
 import re
 import shutil
 import subprocess
-from collections import defaultdict
-from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
 from ruamel.yaml import YAML
 
-from tests.clones import PROJECT, Clone, copied, environment, finish
+from tests.clones import PROJECT, Clone, copied, environment
 from tests.datasets.test_cifar10 import content, write_archive
 from tests.needs import possible
 from tests.sweeps import gates, outputs, started, wait_until
@@ -24,11 +20,6 @@ DOCUMENT = (PROJECT / "docs/troubleshooting.md").read_text()
 UP_TO_DATE = "Data and pipelines are up to date."
 # A user ID without a name: what `docker run --user 12345` gives, but files stay accessible.
 NAMELESS = "env -u USER -u LOGNAME -u LNAME -u USERNAME -u HOME unshare --user --map-user=12345 --map-group=12345"
-# The clone is the only directory that can be written.
-READ_ONLY = (
-    "unshare --user --map-root-user --mount sh -ec "
-    '\'mount --bind "$PWD" "$PWD"; mount -o remount,bind,ro /; cd "$PWD"; ! [ -w /var/tmp ]; . ./commands\''
-)
 # What DVC says of a damaged dvc.lock; the last two are all that it says of some.
 DAMAGED_LOCK = (
     r"dvc\.lock' is invalid",
@@ -36,19 +27,6 @@ DAMAGED_LOCK = (
     "unexpected error|object has no attribute",
     r"failed to reproduce '[^']+': *$",
 )
-# Calls `dvc status` in this process with the first characters of dvc.lock only, as many as each argument says.
-READ_TORN = """
-import sys
-from pathlib import Path
-from dvc.cli import main
-lock = Path("dvc.lock")
-text = lock.read_text()
-for length in sys.argv[1:]:
-    lock.write_text(text[:int(length)])
-    code = main(["status"])
-    print(f"\\0{length} {code}\\0", flush=True)
-lock.write_text(text)
-"""
 
 
 def entries() -> dict[str, list[str]]:
@@ -140,21 +118,6 @@ def test_a_user_without_a_name_needs_one(clone: Clone) -> None:
     assert not (clone.path / "~").exists()
 
 
-def test_a_read_only_system_needs_directories(clone: Clone) -> None:
-    script = clone.path / "commands"
-    script.write_text("true")
-    possible("sh", "-c", READ_ONLY, directory=clone.path)
-    clone.change(study__dropouts=[0.0])
-
-    script.write_text("dvc status")
-    message = failing(clone, READ_ONLY)
-    script.write_text("\n".join(commands("Read-only file system")))
-    output = call(clone, READ_ONLY)
-
-    assert re.search("Read-only file system|unable to open database file", message)
-    assert "Running stage 'plot'" in output
-
-
 @pytest.mark.parametrize(
     ("name", "symptom"), [("Übung", "'ascii' codec can't encode character"), ("study #3", "Git failed to push")]
 )
@@ -168,28 +131,6 @@ def test_experiments_in_an_unusual_path_run_in_the_workspace(
 
     assert symptom in message
     assert "Ran experiment(s): slower" in output
-
-
-def test_a_project_in_a_path_with_braces_has_to_move(finished: Clone, tmp_path: Path) -> None:
-    with copied(finished, tmp_path / "study {x}") as clone:
-        message = failing(clone, "dvc repro --force --single-item download")
-        output = call(clone, *commands("in a path with braces"), "dvc repro --force --single-item download")
-        clone.path.mkdir()  # for the end of the block to remove
-
-    assert "failed to reproduce 'download'" in message or "QueryingProgress" in message
-    assert "Running stage 'download'" in output
-
-
-def test_a_locale_that_lacks_letters_of_the_path_needs_the_utf_8_mode(finished: Clone, tmp_path: Path) -> None:
-    (command,) = commands("in a path with letters")
-    with copied(finished, tmp_path / "연구") as clone:
-        clone.change(study__dropouts=[0.0])
-
-        message = failing(clone, "LC_ALL=C PYTHONUTF8=0 dvc status")
-        output = call(clone, f"export LC_ALL=C PYTHONUTF8=0; {command}")
-
-    assert "codec can't encode characters" in message
-    assert "Running stage 'evaluate'" in output
 
 
 def test_windows_line_endings_are_removed_by_a_new_checkout(clone: Clone) -> None:
@@ -297,13 +238,6 @@ def test_an_empty_lock_of_dvc_is_removed(clone: Clone) -> None:
     assert UP_TO_DATE in clone.dvc("status")
 
 
-def read_torn(clone: Clone, lengths: Iterable[int]) -> dict[int, str]:
-    """Return what `dvc status` says of a dvc.lock that is torn at each of `lengths`; "" where it accepts it."""
-    printed = finish(clone.start("python", "-c", READ_TORN, *map(str, lengths)), 1200)
-    readings = re.findall(r"(.*?)\0(\d+) (\d+)\0\n", printed, re.DOTALL)
-    return {int(length): "" if code == "0" else message for message, length, code in readings}
-
-
 def damage_in(message: str) -> str | None:
     """Return which of DAMAGED_LOCK is in a message."""
     return next((symptom for symptom in DAMAGED_LOCK if re.search(symptom, message, re.MULTILINE)), None)
@@ -322,37 +256,6 @@ def assert_damage_is_repaired(clone: Clone, damaged: str) -> None:
 
     assert trained(output) == [], damaged[-60:]
     assert lock_file.read_text() == text, damaged[-60:]
-
-
-def tear(clone: Clone, times: int, repairs: int) -> None:
-    """Tear dvc.lock at random places, and see that DVC accepts it, or says what is documented; repair some of each."""
-    seed = int(os.environ.get("LOCK_SEED", random.SystemRandom().randrange(2**32)))
-    print(f"LOCK_SEED={seed}")
-    text = (clone.path / "dvc.lock").read_text()
-    lengths = random.Random(seed).sample(range(len(text)), times)
-
-    messages = read_torn(clone, lengths)
-
-    assert [*messages] == lengths
-    by_symptom = defaultdict(list)
-    for length, message in messages.items():
-        symptom = damage_in(message) if message else "none"
-        assert symptom, (text[:length][-60:], message)
-        by_symptom[symptom].append(length)
-    print({symptom: len(torn) for symptom, torn in by_symptom.items()})
-    for torn in by_symptom.values():
-        for length in torn[:repairs]:
-            assert_damage_is_repaired(clone, text[:length])
-    assert UP_TO_DATE in clone.dvc("status")
-
-
-def test_a_lock_file_torn_at_50_random_places_is_made_anew_without_training(clone: Clone) -> None:
-    tear(clone, 50, 1)
-
-
-@pytest.mark.stress
-def test_a_lock_file_torn_at_1000_random_places_is_made_anew_without_training(clone: Clone) -> None:
-    tear(clone, 1000, 10)
 
 
 @pytest.mark.parametrize("end", ["hash: m", "hash: md5\n      md5: 3"])
@@ -419,90 +322,6 @@ def test_a_stage_that_has_no_room_is_run_again(clone: Clone) -> None:
     assert trained(output) == []
     assert outputs(clone) == expected
     assert UP_TO_DATE in clone.dvc("status")
-
-
-def test_a_torn_entry_of_the_run_cache_is_removed(clone: Clone) -> None:
-    entries = [path for path in (clone.path / ".dvc/cache/runs").rglob("*") if path.is_file()]
-    (torn,) = [path for path in entries if "cmd: python -m stages.download" in path.read_text()]
-    torn.write_text("cmd: python -m stages.download\n")
-    (clone.path / "dvc.lock").unlink()
-
-    message = failing(clone, "dvc repro")
-    torn.unlink()
-    without_entry = failing(clone, "dvc repro")
-    torn.write_text("cmd: python -m stages.download\n")
-    output = call(clone, *commands("failed to reproduce '…': 'outs'"))
-
-    assert "failed to reproduce 'download': 'outs'" in message
-    assert "join() argument must be str" in without_entry
-    assert trained(output) == []
-    assert UP_TO_DATE in clone.dvc("status")
-
-
-@pytest.mark.parametrize(
-    ("damage", "symptom"),
-    [
-        (lambda content: content[:3_000], "database disk image is malformed"),
-        (lambda content: bytes(len(content)), "file is not a database"),
-    ],
-    ids=["cut off", "zeros"],
-)
-def test_a_damaged_database_of_dvc_is_left_for_another(
-    clone: Clone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: Callable[[bytes], bytes], symptom: str
-) -> None:
-    monkeypatch.delenv("DVC_SITE_CACHE_DIR", raising=False)
-    clone.dvc("config", "core.site_cache_dir", str(tmp_path / "site"))
-    clone.dvc("status")
-    for path in (tmp_path / "site").rglob("*.db"):
-        path.write_bytes(damage(path.read_bytes()))
-
-    message = failing(clone, "dvc repro")
-    output = call(clone, *commands("database disk image is malformed"))
-
-    assert symptom in message
-    assert "Running stage" not in output
-    assert UP_TO_DATE in clone.dvc("status")
-
-
-def test_compiled_code_that_is_cut_off_is_removed(clone: Clone) -> None:
-    clone.run("python", "-m", "compileall", "-q", "stages")
-    (compiled,) = (clone.path / "stages/__pycache__").glob("evaluate.*.pyc")
-    compiled.write_bytes(compiled.read_bytes()[:-100])
-    clone.change(study__dropouts=[0.0])
-
-    message = failing(clone, "dvc repro")
-    output = call(clone, *commands("EOFError: marshal data too short"))
-
-    assert re.search("EOFError: (marshal data too short|EOF read where object expected)", message)
-    assert "Running stage 'evaluate'" in output
-    assert UP_TO_DATE in clone.dvc("status")
-
-
-def test_damaged_objects_in_the_cache_are_replaced(clone: Clone) -> None:
-    expected = outputs(clone)
-    model = clone.path / "models/variants/sgd-0.0-0.keras"
-    objects = clone.path / ".dvc/cache/files/md5"
-    directory = objects / "ab/cdef0123456789abcdef0123456789.dir"  # what `dvc add DIRECTORY` would make
-    directory.parent.mkdir(exist_ok=True)
-    directory.write_text("[]")
-    md5 = hashlib.md5(expected["models/variants/sgd-0.0-0.keras"]).hexdigest()
-    damaged = objects / md5[:2] / md5[2:]
-    damaged.chmod(0o644)
-    damaged.write_bytes(damaged.read_bytes()[:-1] + b"x")
-    damaged.chmod(0o444)
-    model.unlink()
-    clone.dvc("checkout")
-    assert model.read_bytes() == damaged.read_bytes()
-
-    *remove, repro = commands("file in DVC's cache is damaged")
-    printed = call(clone, *remove)
-    output = call(clone, repro)
-
-    assert sorted(printed.split()) == sorted(str(path.relative_to(clone.path)) for path in (damaged, directory))
-    assert trained(output) == ["sgd-0.0-0"]
-    assert outputs(clone) == expected
-    assert damaged.read_bytes() == expected["models/variants/sgd-0.0-0.keras"]
-    assert call(clone, *remove).strip() == ""
 
 
 def test_links_and_gc_leave_everything_up_to_date(clone: Clone) -> None:

@@ -2,6 +2,7 @@
 
 import math
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,12 +12,13 @@ from dropout_study.published import claims, page
 from dropout_study.published.publication import Published
 from dropout_study.results import History, Result, finished
 from dropout_study.settings import load_settings
+from dropout_study.verdict import Machine, Ranking
 from tests.clones import PROJECT
 from tests.studies import rates_of, verdict_of
 from tests.test_results import result
 
 CLEAR, NEAR, WORSE = [0.80, 0.81, 0.82], [0.81, 0.80, 0.815], [0.60, 0.61, 0.62]
-MACHINE = {
+MACHINE: dict[str, Any] = {
     "device": "CPU",
     "processor": "Some CPU",
     "instruction_sets": ["avx2"],
@@ -43,7 +45,7 @@ def runs(optimizer: str, accuracies: dict[float, list[float]]) -> list[Result]:
 
 
 def published(name: str, rows: list[Result], preset: str = "cifar10-small", epochs: int | None = None) -> Published:
-    verdict = verdict_of(rows) | {"machines": [{"provenance": MACHINE, "variants": [row.variant for row in rows]}]}
+    verdict = replace(verdict_of(rows), machines=[Machine(MACHINE, [row.variant for row in rows])])
     settings = load_settings(PROJECT / f"presets/{preset}.yaml")
     train = settings.train.model_copy(update={"epochs": epochs or settings.train.epochs})
     study = settings.study.model_copy(update={"optimizers": [*dict.fromkeys(row.optimizer for row in rows)]})
@@ -72,8 +74,8 @@ def published(name: str, rows: list[Result], preset: str = "cifar10-small", epoc
     return Published(name, settings, rows, rates_of(rows), verdict, histories, bins, provenance)
 
 
-def judged(accuracies: dict[float, list[float]], optimizer: str = "sgd") -> dict[str, Any]:
-    return verdict_of(runs(optimizer, accuracies))["optimizers"][optimizer]["accuracy"]
+def judged(accuracies: dict[float, list[float]], optimizer: str = "sgd") -> Ranking:
+    return verdict_of(runs(optimizer, accuracies)).optimizers[optimizer].accuracy
 
 
 def test_judge_rate_is_seen_if_every_other_rate_is_worse() -> None:
@@ -122,7 +124,7 @@ def test_judge_optimizer_asks_to_whom_all_belong_that_may_be_best(
 ) -> None:
     rows = [*runs("adadelta", {0.0: adadelta, 0.5: adadelta}), *runs("sgd", {0.0: sgd, 0.5: sgd})]
 
-    judgement = claims.judge_optimizer(verdict_of(rows)["across_optimizers"], "adadelta")
+    judgement = claims.judge_optimizer(verdict_of(rows).across_optimizers, "adadelta")
 
     assert judgement.verdict == verdict
     assert re.match(r"By accuracy, \w+ at 0\.\d leads; \w+ at 0\.\d, the best of the other, is ", judgement.reason)

@@ -15,13 +15,13 @@ from ruamel.yaml import YAML
 from dropout_study import calibration, files, report, statistics
 from dropout_study.published import page
 from dropout_study.published.publication import CONTENT, DIRECTORY, PICTURES, SCORES, Published, read_published, renew
-from dropout_study.results import QUANTITIES, by_rate, finished
+from dropout_study.results import by_rate, finished
 from dropout_study.settings import BEFORE, load_settings
+from dropout_study.verdict import QUANTITIES
 from tests.clones import PROJECT
 from tests.published.test_claims import CLEAR, NEAR, WORSE, published, runs
 
 AUTHOR = files.read_csv(PROJECT / page.AUTHOR)
-TEMPLATE = page.TEMPLATE.read_text()
 STUDIES = sorted(path.parent.name for path in (PROJECT / DIRECTORY).glob("*/params.yaml"))
 
 
@@ -30,10 +30,8 @@ def test_page_compares_amounts_of_data_only_if_there_are_several() -> None:
     studies = {name: published(name, rows, name) for name in ("cifar10-small", "cifar10-longer")}
     heading = "## How the answer depends on the amount of data"
 
-    text = page.page(studies, AUTHOR, 60, TEMPLATE)
-    several = page.page(
-        studies | {"cifar10-1000": published("cifar10-1000", rows, "cifar10-1000")}, AUTHOR, 60, TEMPLATE
-    )
+    text = page.page(studies, AUTHOR)
+    several = page.page(studies | {"cifar10-1000": published("cifar10-1000", rows, "cifar10-1000")}, AUTHOR)
 
     assert heading not in text
     assert heading in several
@@ -54,7 +52,7 @@ def test_page_of_all_studies_has_every_section_and_their_figures() -> None:
         "article-notebook-25": published("article-notebook-25", zero, "article-notebook", epochs=25),
     }
 
-    text = page.page(studies, AUTHOR, 60, TEMPLATE)
+    text = page.page(studies, AUTHOR)
 
     headings = re.findall(r"^## (.*)$", text, re.MULTILINE)
     assert len(headings) == 9
@@ -86,8 +84,6 @@ def test_page_of_all_studies_has_every_section_and_their_figures() -> None:
     assert text.count(" more runs, at 0.0, 0.3 and 0.5 only): with adadelta, 0.2 to 0.5 may have the highest") == 2
     assert "More epochs might change this" not in text
     assert "[adadelta](../results/cifar10-longer/plots/history-adadelta.png)" in text
-    assert "**The study still runs:** 26 of 60 runs are in" in text
-    assert "still runs" not in page.page(studies, AUTHOR, 26, TEMPLATE)
     assert not re.search(r"\n{3,}|\{[{%]|None|nan", text)
 
 
@@ -102,7 +98,7 @@ def test_facts_take_speeds_from_runs_that_did_not_diverge() -> None:
 
 
 def test_page_without_studies_has_the_authors_figures_only() -> None:
-    text = page.page({}, AUTHOR, 60, TEMPLATE)
+    text = page.page({}, AUTHOR)
 
     assert re.findall(r"^## (.*)$", text, re.MULTILINE) == [
         "The 10 % at 0.8 and 0.9",
@@ -122,7 +118,7 @@ def test_authors_figures_are_those_in_the_document_about_the_article() -> None:
 def test_committed_page_says_what_the_published_studies_say(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(PROJECT)
 
-    expected = page.page(read_published(), AUTHOR, page.runs_planned(), TEMPLATE)
+    expected = page.page(read_published(), AUTHOR)
 
     assert (PROJECT / page.PAGE).read_text() == expected
 
@@ -134,7 +130,7 @@ def test_committed_readme_shows_the_main_study() -> None:
 
     shown = readme.partition(page.BEGIN)[2].partition(page.END)[0]
 
-    assert shown == f"\n{page.headline(main, longer, page.runs_planned())}\n"
+    assert shown == f"\n{page.headline(main, longer)}\n"
     assert f"results/{page.MAIN}/plots/loss.png" in readme
 
 
@@ -145,8 +141,7 @@ def pixels(path: Path) -> np.ndarray:
 def test_main_writes_the_page_the_headline_and_the_words_and_pictures_of_studies(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for directory in (DIRECTORY, page.PRESET.parent):
-        shutil.copytree(PROJECT / directory, tmp_path / directory)
+    shutil.copytree(PROJECT / DIRECTORY, tmp_path / DIRECTORY)
     monkeypatch.chdir(tmp_path)
     verdict = DIRECTORY / page.MAIN / files.VERDICT_PAGE.name
     verdict.write_text("old")
@@ -167,7 +162,7 @@ def test_main_writes_the_page_the_headline_and_the_words_and_pictures_of_studies
 
 def test_headline_is_written_between_its_markers_only() -> None:
     main = published("cifar10-small", runs("adadelta", {0.0: WORSE, 0.5: CLEAR}))
-    headline = page.headline(main, None, 7)
+    headline = page.headline(main, None)
 
     text = page.with_headline(f"before\n{page.BEGIN}\nold\n{page.END}\nafter\n", headline)
 
@@ -179,7 +174,6 @@ def test_headline_is_written_between_its_markers_only() -> None:
     assert text.endswith(f"{page.END}\nafter\n")
     assert "old" not in text
     assert report.table(main.verdict) in text
-    assert "The study still runs: 6 of 7 runs are in." in text.replace("\n", " ")
 
 
 def test_pictures_and_tables_of_the_committed_page_exist() -> None:
@@ -207,19 +201,19 @@ def test_published_verdict_is_about_the_published_runs(name: str, studies: dict[
     verdict, groups = studies[name].verdict, by_rate(studies[name].results)
 
     rows = {
-        (optimizer, row["dropout"], quantity): row
-        for optimizer, judged in verdict["optimizers"].items()
+        (optimizer, row.dropout, quantity): row
+        for optimizer, verdicts in verdict.optimizers.items()
         for quantity in QUANTITIES
-        for row in judged[quantity]["rates"]
+        for row in verdicts.by(quantity).rates
     }
 
     assert rows.keys() == {(*rate, quantity) for rate in groups for quantity in QUANTITIES}
     for (optimizer, dropout, quantity), row in rows.items():
-        group = groups[optimizer, dropout]
+        group = groups[optimizer, float(dropout)]
         values = [getattr(run, f"test_{quantity}") for run in finished(group)]
-        assert (row["runs"], row["diverged"]) == (len(values), len(group) - len(values))
+        assert (row.runs, row.diverged) == (len(values), len(group) - len(values))
         figures = (fmean(values), min(values), max(values)) if values else (None, None, None)
-        assert all(map(alike, (row["mean"], row["lowest"], row["highest"]), figures))
+        assert all(map(alike, (row.mean, row.lowest, row.highest), figures))
 
 
 @pytest.mark.parametrize("name", STUDIES)
@@ -242,7 +236,7 @@ def test_published_reliability_has_the_accuracy_and_the_calibration_error_of_eac
     assert {run.variant for run in runs} == studies[name].reliability.keys()
     for run in runs:
         bins = studies[name].reliability[run.variant]
-        assert calibration.merged(bins).images == studies[name].verdict["test_images"]
+        assert calibration.merged(bins).images == studies[name].verdict.test_images
         assert alike(calibration.merged(bins).accuracy, run.test_accuracy)
         assert calibration.expected_error(bins) == pytest.approx(run.calibration_error, abs=1e-6)
 

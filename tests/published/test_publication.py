@@ -90,7 +90,7 @@ def test_publish_adds_runs_that_need_not_form_a_grid(clone: Clone) -> None:
     assert [run for run in study.results if run.variant in KEYS] == before.results
     assert study.histories.keys() == {*KEYS, "adadelta-0.25-7"}
     assert study.histories[KEYS[0]] == before.histories[KEYS[0]]
-    assert study.verdict["runs"] == len(KEYS) + 1
+    assert study.verdict.runs == len(KEYS) + 1
     assert (clone.path / f"results/mine/scores/{KEYS[0]}.npy.xz").read_bytes() == scores
     assert study.provenance["variants"].keys() == study.histories.keys()
     assert not list((clone.path / "results").glob(".*"))

@@ -170,7 +170,9 @@ def test_train_killed_in_each_rename_of_a_save_equals_uninterrupted_run(
     assert outputs(project) == uninterrupted[1]
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
+)
 def test_train_interrupted_ends_with_a_message_and_a_checkpoint(
     project: Clone, uninterrupted: tuple[float, list[bytes]], number: signal.Signals, status: int
 ) -> None:
@@ -437,6 +439,7 @@ def change_in_mid_training(project: Clone, change: Callable[[], object]) -> subp
     return subprocess.CompletedProcess(repro.args, repro.returncode, printed)
 
 
+@pytest.mark.slow
 def test_train_whose_dependencies_change_meanwhile_fails_and_names_them(
     project: Clone, uninterrupted: tuple[float, list[bytes]]
 ) -> None:
@@ -498,6 +501,7 @@ OTHER_SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", OTHER_SETTINGS.values(), ids=OTHER_SETTINGS)
 def test_train_killed_with_other_settings_equals_uninterrupted_run(project: Clone, settings: dict[str, Any]) -> None:
     project.change(**settings)

@@ -17,14 +17,12 @@ class Judgement(NamedTuple):
     reason: str
 
 
-def judge_rate(ranking: Ranking | None, quantity: Quantity, dropout: float = ARTICLE_RATE) -> Judgement:
+def judge_rate(ranking: Ranking, quantity: Quantity, dropout: float = ARTICLE_RATE) -> Judgement:
     """Return whether `dropout` is seen to be the best by `quantity`, from the verdict on an optimizer.
 
     It is seen if every other rate is worse, not seen if it is worse than the leader, and not decidable if it is one of
     several that may be the best, or if there is no verdict on it.
     """
-    if ranking is None:
-        return Judgement(UNDECIDED, "No study with this optimizer is published yet.")
     may, leader = ranking.may_be_best, ranking.leader
     if dropout not in [rate.dropout for rate in ranking.rates]:
         return Judgement(UNDECIDED, f"{dropout} was not trained.")
@@ -45,14 +43,12 @@ def judge_rate(ranking: Ranking | None, quantity: Quantity, dropout: float = ART
     return Judgement(UNDECIDED, f"{reason}: {rival.dropout} is {report.distance_text(rival, quantity, leader)}.")
 
 
-def judge_optimizer(across: AcrossVerdict | None, claimed: str) -> Judgement:
+def judge_optimizer(across: AcrossVerdict, claimed: str) -> Judgement:
     """Return whether the optimizer `claimed` is seen to do better than the others, by test accuracy.
 
     `across` is the verdict across optimizers. It is seen if all that may have the highest accuracy are of `claimed`,
     not seen if all are of another, and else not decidable. The reason has the loss, too.
     """
-    if across is None:
-        return Judgement(UNDECIDED, "No study with both optimizers is published yet.")
     reasons = []
     for quantity in QUANTITIES:
         ranking = across.by(quantity)
@@ -72,21 +68,15 @@ def judge_optimizer(across: AcrossVerdict | None, claimed: str) -> Judgement:
     return Judgement(verdict, " ".join(reasons))
 
 
-def judgements(study: Published | None) -> list[tuple[str, Judgement]]:
-    """Return the article's four claims, each with what a study says of it."""
-    optimizers = study.verdict.optimizers if study else {}
-
-    def rate(optimizer: str, quantity: Quantity) -> Judgement:
-        return judge_rate(optimizers[optimizer].by(quantity) if optimizer in optimizers else None, quantity)
-
+def judgements(study: Published) -> list[tuple[str, Judgement]]:
+    """Return the article's four claims, each with what a study of both optimizers says of it."""
+    sgd, adadelta = study.verdict.optimizers["sgd"], study.verdict.optimizers["adadelta"]
+    assert study.verdict.across_optimizers
     return [
-        ("With SGD, dropout 0.5 has the highest test accuracy.", rate("sgd", "accuracy")),
-        ("With SGD, dropout 0.5 has the lowest test loss.", rate("sgd", "loss")),
-        ("With Adadelta, dropout 0.5 has the highest test accuracy.", rate("adadelta", "accuracy")),
-        (
-            "Adadelta does better than SGD.",
-            judge_optimizer(study.verdict.across_optimizers if study else None, "adadelta"),
-        ),
+        ("With SGD, dropout 0.5 has the highest test accuracy.", judge_rate(sgd.accuracy, "accuracy")),
+        ("With SGD, dropout 0.5 has the lowest test loss.", judge_rate(sgd.loss, "loss")),
+        ("With Adadelta, dropout 0.5 has the highest test accuracy.", judge_rate(adadelta.accuracy, "accuracy")),
+        ("Adadelta does better than SGD.", judge_optimizer(study.verdict.across_optimizers, "adadelta")),
     ]
 
 

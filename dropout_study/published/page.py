@@ -26,7 +26,7 @@ AUTHOR = DIRECTORY / "article-adadelta.csv"  # what the article's notebook print
 CLIPPED_LOSS = DIRECTORY / "clipped-loss.csv"  # one epoch by the loss of Keras 2 and by that from logits
 LINKS = Path("..") / DIRECTORY  # from the page
 
-# The studies that the page is about; those that are not published yet are missing from it.
+# The studies that the page is about.
 MAIN = "cifar10-small"
 LONGER = "cifar10-longer"  # the main study at some of its rates, with more epochs
 # With the article's settings: as its notebook ran it, at less length or in another precision, and as its listing reads.
@@ -44,7 +44,7 @@ ARCHIVES = {
 }
 
 
-def claim_rows(study: Published | None) -> list[tables.Row]:
+def claim_rows(study: Published) -> list[tables.Row]:
     """Return the article's claims, numbered, with the verdict on each and the reason."""
     return [
         (i, claim, f"**{verdict}**", reason) for i, (claim, (verdict, reason)) in enumerate(claims.judgements(study), 1)
@@ -52,17 +52,11 @@ def claim_rows(study: Published | None) -> list[tables.Row]:
 
 
 def context(published: Mapping[str, Published], author: Sequence[Mapping[str, str]]) -> dict[str, Any]:
-    """Return what the template of the page is filled with: the published studies, and what makes its tables of them.
-
-    `author` are the rows of the author's table.
-    """
-    sizes = [published[name] for name in SIZES if name in published]
-    if len({study.settings.images_to_train_on for study in sizes}) < 2:
-        sizes = []  # nothing to compare
+    """Return the values of the page's template: the published studies, the author's table, and functions of them."""
     return {
-        "main": published.get(MAIN),
-        "longer": published.get(LONGER),
-        "sizes": sizes,
+        "main": published[MAIN],
+        "longer": published[LONGER],
+        "sizes": [published[name] for name in SIZES],
         "article": [published[name] for name in ARTICLE if name in published],
         "studies": published.values(),
         "author": author,
@@ -145,10 +139,10 @@ def conditions(study: Published) -> str:
     )
 
 
-def headline(main: Published, longer: Published | None) -> str:
+def headline(main: Published, longer: Published) -> str:
     """Return what the README shows of the main study and of the longer one: the answer and the main table."""
     best = claims.best_by_all(main.verdict, main.settings.train.epochs)
-    by_loss, more_epochs = claims.article_by_loss(main.verdict), tables.with_more_epochs(main, longer)
+    by_loss, more_epochs = claims.article_by_loss(main.verdict), tables.with_more_epochs(longer)
     paragraphs = (
         f"{best} Is {claims.ARTICLE_RATE} the best? {claims.answer_to_article(main.verdict)} "
         f"{' '.join(filter(None, (by_loss, more_epochs)))}",
@@ -169,10 +163,8 @@ def main() -> None:
     """Write docs/results.md, the README's headline, and the words and pictures of each published study."""
     published = {name: renew(DIRECTORY / name) for name in read_published()}
     files.write_bytes(PAGE, page(published, files.read_csv(AUTHOR)).encode())
-    if MAIN in published:
-        shown = headline(published[MAIN], published.get(LONGER))
-        readme = with_headline(README.read_text(encoding="utf-8"), shown)
-        files.write_bytes(README, readme.encode())
+    readme = with_headline(README.read_text(encoding="utf-8"), headline(published[MAIN], published[LONGER]))
+    files.write_bytes(README, readme.encode())
     console.say(f"written: {PAGE}, the results in {README}, the verdicts and pictures in {DIRECTORY}/")
 
 

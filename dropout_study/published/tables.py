@@ -103,13 +103,8 @@ def still_rising(study: Published) -> str:
     )
 
 
-def with_more_epochs(main: Published, longer: Published | None) -> str:
-    """Return in a sentence which rates may be the best in the longer study; without one, where more epochs might help.
-
-    `longer` has some of the rates of `main`.
-    """
-    if longer is None:
-        return still_rising(main)
+def with_more_epochs(longer: Published) -> str:
+    """Return in a sentence which rates may be the best in the longer study, which has some of the main one's rates."""
     answer = report.answer(longer.verdict)
     return (
         f"After {longer.settings.train.epochs} epochs ({report.count(longer.results, 'more run')}, at "

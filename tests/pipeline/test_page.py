@@ -17,7 +17,7 @@ import vl_convert
 from playwright.sync_api import Browser, Locator, Page, sync_playwright
 from ruamel.yaml import YAML
 
-from dropout_study import files
+from dropout_study import figures, files
 from dropout_study.page_tables import shown_rates
 from stages.plot import VEGA_LITE
 from tests.clones import PROJECT, Clone, copied
@@ -31,7 +31,8 @@ BY_DROPOUT = ("Accuracy_by_dropout", "Loss_by_dropout", "Overfitting_gap_by_drop
 HISTORIES = ("Accuracy_by_epoch", "Loss_by_epoch")
 CHARTS = ("Normalization", *BY_DROPOUT[:2], *HISTORIES, *BY_DROPOUT[2:], "Confusion_of_the_best_variant")
 PICTURES = ("metrics_plots_samples_png", "metrics_plots_mistakes_png")
-COLORS = {"sgd": "rgb(0, 114, 178)", "adadelta": "rgb(213, 94, 0)", "adam": "rgb(0, 158, 115)"}
+# Those of the pictures, as a browser writes them.
+COLORS = {name: "rgb({}, {}, {})".format(*bytes.fromhex(color[1:])) for name, color in figures.COLORS.items()}
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 TEN_RATES = (0.0, 0.1, 0.2, 0.25, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95)
 

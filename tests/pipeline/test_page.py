@@ -345,8 +345,8 @@ def revision(tip: dict[str, str]) -> str:
 
 
 @pytest.mark.slow
-def test_tooltip_of_a_mean_has_its_exact_figures(browser: Browser, either: Path, study: Clone) -> None:
-    with drawn(browser, either) as page:
+def test_tooltip_of_a_mean_has_its_exact_figures(browser: Browser, shown: Path, study: Clone) -> None:
+    with drawn(browser, shown) as page:
         for chart, column, unit in (
             ("Accuracy_by_dropout", "test_accuracy", " %"),
             ("Loss_by_dropout", "test_loss", " nats"),
@@ -371,8 +371,8 @@ def test_tooltip_of_a_mean_has_its_exact_figures(browser: Browser, either: Path,
 
 
 @pytest.mark.slow
-def test_tooltip_of_a_cross_names_diverged_runs(browser: Browser, either: Path) -> None:
-    with drawn(browser, either) as page:
+def test_tooltip_of_a_cross_names_diverged_runs(browser: Browser, shown: Path) -> None:
+    with drawn(browser, shown) as page:
         page.locator("#Accuracy_by_dropout svg text", has_text="✕").first.hover()
         tip = tooltip(page)
         assert tip.pop("revision") in ("workspace", "HEAD")
@@ -385,8 +385,8 @@ def test_tooltip_of_a_cross_names_diverged_runs(browser: Browser, either: Path) 
 
 
 @pytest.mark.slow
-def test_tooltip_of_an_epoch_and_of_a_cell_show_them(browser: Browser, either: Path, study: Clone) -> None:
-    with drawn(browser, either) as page:
+def test_tooltip_of_an_epoch_and_of_a_cell_show_them(browser: Browser, shown: Path, study: Clone) -> None:
+    with drawn(browser, shown) as page:
         marks(page, "Accuracy_by_epoch", "symbol").last.hover()
         tip = tooltip(page)
         (row,) = (
@@ -412,63 +412,6 @@ def test_tooltip_of_an_epoch_and_of_a_cell_show_them(browser: Browser, either: P
             int(row["images"]) for row in table(study, files.CONFUSION) if row["actual"] == tip["actual class"]
         )
         assert tip["share of the actual class"] == f"{100 * int(tip['images']) / of_class:.3g} %"
-
-
-def wait_for_lines(page: Page, chart: str, count: int) -> None:
-    """Wait until `count` lines of a chart are opaque, and the others are not."""
-    page.wait_for_function(
-        """([chart, count]) => {
-            const lines = [...document.querySelectorAll(`#${chart} g.mark-line.role-mark > path`)];
-            return lines.filter((line) => Number(line.getAttribute("opacity")) > 0.5).length === count;
-        }""",
-        arg=[chart, count],
-    )
-
-
-def beside(page: Page, chart: str) -> None:
-    page.locator(f"#{chart} svg.marks").click(position={"x": 3, "y": 3})
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("chart", HISTORIES)
-def test_history_chart_isolates_a_rate_or_a_variant_on_a_click(browser: Browser, either: Path, chart: str) -> None:
-    with drawn(browser, either) as page:
-        each = 1 if either.parent.name == "dvc_plots" else 2  # revisions
-        wait_for_lines(page, chart, 24 * each)
-        page.locator(f"#{chart} g.role-legend-symbol path").nth(1).click()
-        wait_for_lines(page, chart, 8 * each)  # 2 optimizers × 2 seeds × 2 parts
-        page.locator(f"#{chart} g.role-legend-label text").nth(0).click(modifiers=["Shift"])
-        wait_for_lines(page, chart, 16 * each)
-        marks(page, chart, "symbol").last.click()  # of the third rate
-        wait_for_lines(page, chart, 2)  # its training and its validation
-        beside(page, chart)
-        wait_for_lines(page, chart, 24 * each)
-        # In the middle of a line, between its two points.
-        line = marks(page, chart, "line").last
-        line.scroll_into_view_if_needed()
-        x, y = line.evaluate(
-            """line => {
-                const middle = line.getPointAtLength(line.getTotalLength() / 2).matrixTransform(line.getScreenCTM());
-                return [middle.x, middle.y];
-            }"""
-        )
-        page.mouse.click(x, y)
-        wait_for_lines(page, chart, 2)
-        page.locator(f"#{chart} g.role-legend-symbol path").nth(1).click()
-        wait_for_lines(page, chart, 8 * each)
-        beside(page, chart)
-        wait_for_lines(page, chart, 24 * each)
-
-
-@pytest.mark.slow
-def test_history_chart_thickens_the_line_that_is_pointed_at(browser: Browser, shown: Path) -> None:
-    with drawn(browser, shown) as page:
-        marks(page, "Loss_by_epoch", "symbol").last.hover()
-        page.wait_for_selector("#Loss_by_epoch g.mark-line.role-mark > path[stroke-width='5']", state="attached")
-        widths = marks(page, "Loss_by_epoch", "line").evaluate_all(
-            "all => all.map(one => one.getAttribute('stroke-width'))"
-        )
-        assert sorted(widths) == ["1.8"] * 22 + ["5"] * 2  # its training and its validation
 
 
 def legend(page: Page, chart: str) -> dict[str, tuple[str, str]]:
@@ -582,17 +525,6 @@ def test_by_dropout_chart_agrees_with_the_verdict(browser: Browser, made_up: Clo
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seeds", [1, 3])
-def test_page_of_one_rate_is_drawn(browser: Browser, made_up: Clone, seeds: int) -> None:
-    make_up(made_up, rates=[0.5], seeds=seeds, epochs=1)
-    made_up.dvc("plots", "show")
-    with drawn(browser, made_up.path / "dvc_plots/index.html") as page:
-        for chart in BY_DROPOUT:
-            assert marks(page, chart, "symbol").count() == {1: 1, 3: 4}[seeds]
-        assert marks(page, "Loss_by_epoch", "symbol").count() == 2 * seeds
-
-
-@pytest.mark.slow
 def test_history_chart_marks_losses_beyond_the_axis(browser: Browser, made_up: Clone) -> None:
     make_up(made_up, rates=(0.0, 0.95), seeds=1)
     made_up.dvc("plots", "show")
@@ -651,36 +583,6 @@ def test_diff_with_a_commit_without_plots_names_the_revision_that_has_them(brows
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("template", ["linear", "simple", "scatter", "confusion"])
-def test_page_draws_charts_of_dvcs_own_templates(browser: Browser, made_up: Clone, template: str) -> None:
-    """Older commits, and a user's own plots, name them."""
-    make_up(made_up)
-    x, y = ("actual", "predicted") if template == "confusion" else ("dropout", "test_accuracy")
-    table = "metrics/confusion.csv" if template == "confusion" else "metrics/study.csv"
-    made_up.dvc("plots", "show", table, "-x", x, "-y", y, "--template", template)
-    # Vega-Lite has a warning for some of them, so what the console says does not count.
-    with opened(browser, made_up.path / "dvc_plots/index.html") as (page, _):
-        page.wait_for_selector("body[data-drawn]")
-        assert (
-            page.locator("svg.marks .mark-symbol path, svg.marks .mark-line path, svg.marks .mark-rect path").count()
-            > 1
-        )
-        assert "cannot be drawn" not in page.locator("body").inner_text()
-        box = page.locator("svg.marks").bounding_box()
-        assert box
-        assert box["width"] > 300
-
-
-@pytest.mark.slow
-def test_page_shows_a_picture_asked_for_by_name_once(browser: Browser, made_up: Clone) -> None:
-    make_up(made_up)
-    made_up.dvc("plots", "show", "metrics/plots/samples.png")
-    with drawn(browser, made_up.path / "dvc_plots/index.html") as page:
-        assert page.locator("img").count() == 1
-        assert page.locator("h2").all_inner_texts() == ["Images"]
-
-
-@pytest.mark.slow
 def test_page_in_print_is_not_cut_off(browser: Browser, either: Path, tmp_path: Path) -> None:
     with drawn(browser, either) as page:
         content = page.pdf(
@@ -716,20 +618,6 @@ def test_page_in_print_is_not_cut_off(browser: Browser, either: Path, tmp_path: 
                 }"""
             )
             assert outside == [], chart
-
-
-@pytest.mark.slow
-def test_page_at_another_width_fits_charts_and_keeps_what_is_selected(browser: Browser, shown: Path) -> None:
-    with drawn(browser, shown, width=1600) as page:
-        page.locator("#Loss_by_epoch g.role-legend-symbol path").nth(1).click()
-        wait_for_lines(page, "Loss_by_epoch", 8)
-        for resized in (1500, 700, 800):  # one after the other, faster than charts are drawn
-            page.set_viewport_size({"width": resized, "height": 900})
-        page.wait_for_function("Number(document.body.dataset.drawn) < 800")
-        for chart, (width, room, _) in sizes(page).items():
-            if chart != "Confusion_of_the_best_variant":
-                assert 0.95 * room <= width <= room + 0.5, chart
-        wait_for_lines(page, "Loss_by_epoch", 8)
 
 
 @pytest.mark.slow
